@@ -1,0 +1,36 @@
+# Every target does its own set-up: a virtual environment with pinned versions, and the compiled libraries in place.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+
+.PHONY: build test demo bench gpu lint clean
+
+$(VENV)/.done: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+build: $(VENV)/.done
+	$(PY) setup.py --quiet build_ext --inplace
+
+test: build
+	$(PY) -m pytest tests
+
+demo: build
+	$(PY) -m i2ifast.demo --out demo
+
+bench: build
+	$(PY) -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks/last.json
+	$(PY) benchmarks/report.py benchmarks/last.json
+
+# On the device machine nothing can be installed: use its own Python.
+gpu:
+	$(PYTHON) -m i2ifast.gpucheck --out gpu-report
+
+lint: $(VENV)/.done
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h kernels/*.cpp kernels/*.h
+
+clean:
+	rm -rf build i2ifast/*.so

@@ -1,0 +1,48 @@
+// What every op of the CPU library shares: the stable-ABI tensor, its checks, and dtype and layout as kernels want them.
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <optional>
+#include <vector>
+
+#include "../kernels/isa.h"
+
+namespace i2ifast {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline DType dtype_of(const Tensor& t) {
+  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float || t.scalar_type() == ScalarType::BFloat16, "expected float32 or bfloat16");
+  return t.scalar_type() == ScalarType::Float ? DType::f32 : DType::bf16;
+}
+
+// x is dense, contiguous or channels_last; a tensor that is both counts as contiguous.
+inline bool channels_last(const Tensor& x) {
+  if (x.is_contiguous()) return false;
+  STD_TORCH_CHECK(x.stride(1) == 1 && x.stride(3) == x.size(1) && x.stride(2) == x.size(1) * x.size(3),
+                  "x is neither contiguous nor channels_last");
+  return true;
+}
+
+inline void check_same(const Tensor& t, const Tensor& x, const char* name) {
+  STD_TORCH_CHECK(t.scalar_type() == x.scalar_type() && channels_last(t) == channels_last(x), name, ": dtype or layout differs from x");
+}
+
+inline const float* floats(const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float && t.is_contiguous(), name, ": expected contiguous float32");
+  return static_cast<const float*>(t.data_ptr());
+}
+inline float* mutable_floats(const Tensor& t, const char* name) { return const_cast<float*>(floats(t, name)); }
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Enough work per thread that starting one pays.
+constexpr int64_t kGrain = 1 << 14;
+inline int64_t grain(int64_t elements_per_item) { return ceil_div(kGrain, elements_per_item > 0 ? elements_per_item : 1); }
+
+}  // namespace i2ifast

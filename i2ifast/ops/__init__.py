@@ -1,0 +1,32 @@
+"""Fused ops. Each is a few lines of differentiable PyTorch (the reference) with optional kernels for CPU and CUDA."""
+
+from .gather_sum import gather_sum
+from .label_patches import label_patches
+from .modulate import modulate
+from .modulate_style import modulate_style
+from .modulate_table import Segments, modulate_table
+from .moments import (
+    Statistics,
+    batch_statistics,
+    fixed_statistics,
+    instance_statistics,
+    moments,
+    no_statistics,
+)
+
+
+__all__ = [
+    "Segments",
+    "Statistics",
+    "batch_statistics",
+    "fixed_statistics",
+    "gather_sum",
+    "instance_statistics",
+    "label_patches",
+    "modulate",
+    "modulate_style",
+    "modulate_table",
+    "moments",
+    "no_statistics",
+
+]

@@ -1,0 +1,215 @@
+#include "modulate.h"
+
+#include "elements.h"
+
+namespace i2ifast {
+namespace ISA {
+namespace {
+
+// channels_last: one item is a piece of kPiece pixels. M is the type of gamma and beta: T (dense) or float (style).
+template <class T, class M>
+struct Piece {
+  int64_t first, count, sample, group, step;  // step: from one pixel's modulation to the next one's
+  const M* gamma_beta;
+  Piece(const Modulate& p, int64_t item) {
+    sample = item / p.pieces;
+    int64_t from = item % p.pieces * kPiece;
+    count = p.pixels - from < kPiece ? p.pixels - from : kPiece;
+    first = sample * p.pixels + from;
+    group = p.per_sample ? sample : 0;
+    step = p.dense ? 2 * p.c : 0;
+    gamma_beta = static_cast<const M*>(p.gamma_beta) + (p.dense ? first : sample) * 2 * p.c;
+  }
+};
+
+template <class T, class M>
+void rows_forward(const Modulate& p, int64_t begin, int64_t end) {
+  for (int64_t item = begin; item < end; ++item) {
+    Piece<T, M> s(p, item);
+    for (int64_t i = 0; i < s.count; ++i)
+      row_forward(static_cast<const T*>(p.x) + (s.first + i) * p.c, p.mean + s.group * p.c, p.rstd + s.group * p.c,
+                  s.gamma_beta + i * s.step, s.gamma_beta + i * s.step + p.c, static_cast<T*>(p.y) + (s.first + i) * p.c, p.c, p.slope);
+  }
+}
+
+template <class T>
+void rows_sums_dense(const Modulate& p, int64_t begin, int64_t end) {
+  for (int64_t item = begin; item < end; ++item) {
+    Piece<T, T> s(p, item);
+    const float *mean = p.mean + s.group * p.c, *rstd = p.rstd + s.group * p.c;
+    float *sum_g = p.partial + item * p.c, *sum_gx = sum_g + p.n * p.pieces * p.c;
+    std::memset(sum_g, 0, p.c * sizeof(float));
+    std::memset(sum_gx, 0, p.c * sizeof(float));
+    for (int64_t i = 0; i < s.count; ++i) {
+      const T* __restrict x = static_cast<const T*>(p.x) + (s.first + i) * p.c, * __restrict dy =
+                                                                                    static_cast<const T*>(p.dy) + (s.first + i) * p.c;
+      const T* __restrict gamma = s.gamma_beta + i * s.step, * __restrict beta = gamma + p.c;
+      T* __restrict dgamma = static_cast<T*>(p.d_gamma_beta) + (s.first + i) * 2 * p.c, * __restrict dbeta = dgamma + p.c;
+      for (int64_t c = 0; c < p.c; ++c) {
+        float xhat = (load(x[c]) - mean[c]) * rstd[c], scale = 1 + load(gamma[c]);
+        float dz = xhat * scale + load(beta[c]) > 0 ? load(dy[c]) : load(dy[c]) * p.slope;
+        store(dgamma + c, dz * xhat);
+        store(dbeta + c, dz);
+        sum_g[c] += dz * scale;
+        sum_gx[c] += dz * scale * xhat;
+      }
+    }
+  }
+}
+
+template <class T>
+void rows_sums_style(const Modulate& p, int64_t begin, int64_t end) {
+  for (int64_t item = begin; item < end; ++item) {
+    Piece<T, float> s(p, item);
+    float *sum_dz = p.partial + item * p.c, *sum_dzx = sum_dz + p.n * p.pieces * p.c;
+    std::memset(sum_dz, 0, p.c * sizeof(float));
+    std::memset(sum_dzx, 0, p.c * sizeof(float));
+    for (int64_t i = 0; i < s.count; ++i)
+      row_accumulate(static_cast<const T*>(p.dy) + (s.first + i) * p.c, static_cast<const T*>(p.x) + (s.first + i) * p.c,
+                     p.mean + s.group * p.c, p.rstd + s.group * p.c, s.gamma_beta, s.gamma_beta + p.c, sum_dzx, sum_dz, p.c, p.slope);
+  }
+}
+
+template <class T, class M>
+void rows_dx(const Modulate& p, int64_t begin, int64_t end) {
+  int64_t groups = p.per_sample ? p.n : 1;
+  float g[kBlock];
+  for (int64_t item = begin; item < end; ++item) {
+    Piece<T, M> s(p, item);
+    const float *mean = p.mean + s.group * p.c, *rstd = p.rstd + s.group * p.c, *mean_g = p.means + s.group * p.c,
+                *mean_gx = mean_g + groups * p.c;
+    for (int64_t i = 0; i < s.count; ++i)
+      for (int64_t c = 0; c < p.c; c += kBlock) {
+        int64_t n = p.c - c < kBlock ? p.c - c : kBlock, at = (s.first + i) * p.c + c;
+        const T* x = static_cast<const T*>(p.x) + at;
+        const M* gamma = s.gamma_beta + i * s.step + c;
+        std::memset(g, 0, sizeof(g));
+        row_gradient(static_cast<const T*>(p.dy) + at, x, mean + c, rstd + c, gamma, gamma + p.c, g, n, p.slope);
+        row_dx(g, x, mean + c, rstd + c, mean_g + c, mean_gx + c, static_cast<T*>(p.dx) + at, n);
+      }
+  }
+}
+
+// contiguous: one item is a plane, whose statistics (and modulation, without dense maps) are scalars.
+template <class T>
+struct Plane {
+  float mean, rstd, mean_g, mean_gx;
+  const T *x, *dy;
+  // Dense maps, or one value of each read with step 0.
+  const T *gamma, *beta;
+  float style_gamma, style_beta;
+  int64_t at;
+  Plane(const Modulate& p, int64_t item) {
+    int64_t sample = item / p.c, c = item % p.c, group = (p.per_sample ? sample * p.c : 0) + c;
+    at = item * p.pixels;
+    mean = p.mean[group], rstd = p.rstd[group];
+    mean_g = p.means ? p.means[group] : 0, mean_gx = p.means ? p.means[(p.per_sample ? p.n : 1) * p.c + group] : 0;
+    x = static_cast<const T*>(p.x) + at, dy = static_cast<const T*>(p.dy) + at;
+    int64_t map = sample * 2 * p.c + c;
+    gamma = p.dense ? static_cast<const T*>(p.gamma_beta) + map * p.pixels : nullptr, beta = p.dense ? gamma + p.c * p.pixels : nullptr;
+    style_gamma = p.dense ? 0 : static_cast<const float*>(p.gamma_beta)[map],
+    style_beta = p.dense ? 0 : static_cast<const float*>(p.gamma_beta)[map + p.c];
+  }
+  template <bool Dense>
+  float scale(int64_t i) const {
+    return 1 + (Dense ? load(gamma[i]) : style_gamma);
+  }
+  template <bool Dense>
+  float shift(int64_t i) const {
+    return Dense ? load(beta[i]) : style_beta;
+  }
+  float xhat(int64_t i) const { return (load(x[i]) - mean) * rstd; }
+  template <bool Dense>
+  float dz(int64_t i, float slope) const {
+    return xhat(i) * scale<Dense>(i) + shift<Dense>(i) > 0 ? load(dy[i]) : load(dy[i]) * slope;
+  }
+};
+
+template <class T, bool Dense>
+void planes_forward(const Modulate& p, int64_t begin, int64_t end) {
+  for (int64_t item = begin; item < end; ++item) {
+    const Plane<T> s(p, item);
+    T* __restrict y = static_cast<T*>(p.y) + s.at;
+    for (int64_t i = 0; i < p.pixels; ++i) store(y + i, act(s.xhat(i) * s.template scale<Dense>(i) + s.template shift<Dense>(i), p.slope));
+  }
+}
+
+template <class T, bool Dense>
+void planes_sums(const Modulate& p, int64_t begin, int64_t end) {
+  constexpr int64_t kRun = kPiece * kLanes;  // values summed in float32 before they are merged in float64
+  for (int64_t item = begin; item < end; ++item) {
+    const Plane<T> s(p, item);
+    int64_t map = (item / p.c * 2 * p.c + item % p.c) * p.pixels;
+    T* __restrict dgamma = static_cast<T*>(p.d_gamma_beta) + (Dense ? map : 0), * __restrict dbeta = dgamma + (Dense ? p.c * p.pixels : 0);
+    double total = 0, total_x = 0;
+    for (int64_t first = 0; first < p.pixels; first += kRun) {
+      int64_t last = first + kRun < p.pixels ? first + kRun : p.pixels, i = first;
+      float sum[kLanes] = {}, sum_x[kLanes] = {};
+      auto one = [&](int64_t at, int64_t lane) {
+        float dz = s.template dz<Dense>(at, p.slope), xhat = s.xhat(at), g = Dense ? dz * s.template scale<Dense>(at) : dz;
+        if (Dense) store(dgamma + at, dz * xhat), store(dbeta + at, dz);
+        sum[lane] += g;
+        sum_x[lane] += g * xhat;
+      };
+      for (; i + kLanes <= last; i += kLanes)
+        for (int64_t lane = 0; lane < kLanes; ++lane) one(i + lane, lane);
+      for (; i < last; ++i) one(i, i % kLanes);
+      total += add_lanes(sum), total_x += add_lanes(sum_x);
+    }
+    p.partial[item] = static_cast<float>(total);
+    p.partial[p.n * p.c + item] = static_cast<float>(total_x);
+  }
+}
+
+template <class T, bool Dense>
+void planes_dx(const Modulate& p, int64_t begin, int64_t end) {
+  for (int64_t item = begin; item < end; ++item) {
+    const Plane<T> s(p, item);
+    T* __restrict dx = static_cast<T*>(p.dx) + s.at;
+    for (int64_t i = 0; i < p.pixels; ++i) {
+      float g = s.template dz<Dense>(i, p.slope) * s.template scale<Dense>(i);
+      store(dx + i, s.rstd * (g - s.mean_g - s.xhat(i) * s.mean_gx));
+    }
+  }
+}
+
+}  // namespace
+
+void modulate_forward(const Modulate& p, int64_t begin, int64_t end) {
+  bool f32 = p.dtype == DType::f32;
+  if (p.channels_last && p.dense)
+    f32 ? rows_forward<float, float>(p, begin, end) : rows_forward<bf16, bf16>(p, begin, end);
+  else if (p.channels_last)
+    f32 ? rows_forward<float, float>(p, begin, end) : rows_forward<bf16, float>(p, begin, end);
+  else if (p.dense)
+    f32 ? planes_forward<float, true>(p, begin, end) : planes_forward<bf16, true>(p, begin, end);
+  else
+    f32 ? planes_forward<float, false>(p, begin, end) : planes_forward<bf16, false>(p, begin, end);
+}
+
+void modulate_sums(const Modulate& p, int64_t begin, int64_t end) {
+  bool f32 = p.dtype == DType::f32;
+  if (p.channels_last && p.dense)
+    f32 ? rows_sums_dense<float>(p, begin, end) : rows_sums_dense<bf16>(p, begin, end);
+  else if (p.channels_last)
+    f32 ? rows_sums_style<float>(p, begin, end) : rows_sums_style<bf16>(p, begin, end);
+  else if (p.dense)
+    f32 ? planes_sums<float, true>(p, begin, end) : planes_sums<bf16, true>(p, begin, end);
+  else
+    f32 ? planes_sums<float, false>(p, begin, end) : planes_sums<bf16, false>(p, begin, end);
+}
+
+void modulate_dx(const Modulate& p, int64_t begin, int64_t end) {
+  bool f32 = p.dtype == DType::f32;
+  if (p.channels_last && p.dense)
+    f32 ? rows_dx<float, float>(p, begin, end) : rows_dx<bf16, bf16>(p, begin, end);
+  else if (p.channels_last)
+    f32 ? rows_dx<float, float>(p, begin, end) : rows_dx<bf16, float>(p, begin, end);
+  else if (p.dense)
+    f32 ? planes_dx<float, true>(p, begin, end) : planes_dx<bf16, true>(p, begin, end);
+  else
+    f32 ? planes_dx<float, false>(p, begin, end) : planes_dx<bf16, false>(p, begin, end);
+}
+
+}  // namespace ISA
+}  // namespace i2ifast

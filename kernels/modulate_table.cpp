@@ -1,0 +1,108 @@
+#include "modulate_table.h"
+
+#include "elements.h"
+
+namespace i2ifast {
+namespace ISA {
+namespace {
+
+constexpr int64_t kRun = 128;  // pixels summed in float32 before they go into the float64 row
+
+template <class T>
+void forward(const ModulateTable& p, int64_t begin, int64_t end) {
+  int64_t scale = p.upsample ? 2 : 1, width = p.w * scale, height = p.h * scale, row = 2 * p.c * p.outputs;
+  for (int64_t r = begin; r < end; ++r) {
+    int64_t sample = r / height, y = r % height;
+    const T* x = static_cast<const T*>(p.x) + (sample * p.h + y / scale) * p.w * p.c;
+    const float *mean = p.mean + (p.per_sample ? sample * p.c : 0), *rstd = p.rstd + (p.per_sample ? sample * p.c : 0);
+    for (int64_t i = 0; i < width; ++i) {
+      const float* table = p.table + p.patches[r * width + i] * row;
+      for (int k = 0; k < p.outputs; ++k)
+        row_forward(x + i / scale * p.c, mean, rstd, table + 2 * k * p.c, table + (2 * k + 1) * p.c,
+                    static_cast<T*>(p.y[k]) + (r * width + i) * p.c, p.c, p.slope[k]);
+    }
+  }
+}
+
+// One thread owns a range of channels for all pixels: no two threads meet in a table row, and the order of summation does not depend on how
+// many threads there are.
+template <class T>
+void sums(const ModulateTable& p, int64_t c0, int64_t n) {
+  int64_t scale = p.upsample ? 2 : 1, width = p.w * scale, height = p.h * scale, row = 2 * p.c * p.outputs;
+  int64_t groups = p.per_sample ? p.n : 1;
+  float accumulated[4][kBlock];
+  for (int64_t sample = 0; sample < p.n; ++sample) {
+    int64_t group = p.per_sample ? sample : 0;
+    const float *mean = p.mean + group * p.c + c0, *rstd = p.rstd + group * p.c + c0;
+    double *sum_g = p.sums + group * p.c + c0, *sum_gx = p.sums + (groups + group) * p.c + c0;
+    for (int64_t y = 0; y < height; ++y) {
+      const int32_t* patches = p.patches + (sample * height + y) * width;
+      const T* x = static_cast<const T*>(p.x) + (sample * p.h + y / scale) * p.w * p.c + c0;
+      for (int64_t i = 0, next; i < width; i = next) {
+        const float* table = p.table + patches[i] * row + c0;
+        for (next = i + 1; next < width && next < i + kRun && patches[next] == patches[i];) ++next;
+        std::memset(accumulated, 0, sizeof(accumulated));
+        for (int k = 0; k < p.outputs; ++k) {
+          const T* dy = static_cast<const T*>(p.dy[k]) + (sample * height + y) * width * p.c + c0;
+          float *dgamma = accumulated[2 * k], *dbeta = accumulated[2 * k + 1];
+          const float *gamma = table + 2 * k * p.c, *beta = gamma + p.c;
+          for (int64_t j = i; j < next; ++j)
+            row_accumulate(dy + j * p.c, x + j / scale * p.c, mean, rstd, gamma, beta, dgamma, dbeta, n, p.slope[k]);
+          double *row_gamma = p.dtable + patches[i] * row + 2 * k * p.c + c0, *row_beta = row_gamma + p.c;
+          for (int64_t c = 0; c < n; ++c) {
+            row_gamma[c] += dgamma[c];
+            row_beta[c] += dbeta[c];
+            sum_g[c] += (1 + gamma[c]) * dbeta[c];
+            sum_gx[c] += (1 + gamma[c]) * dgamma[c];
+          }
+        }
+      }
+    }
+  }
+}
+
+template <class T>
+void dx(const ModulateTable& p, int64_t begin, int64_t end) {
+  int64_t scale = p.upsample ? 2 : 1, width = p.w * scale, row = 2 * p.c * p.outputs, groups = p.per_sample ? p.n : 1;
+  float g[kBlock];
+  for (int64_t r = begin; r < end; ++r) {
+    int64_t group = p.per_sample ? r / p.h : 0;
+    const float *mean = p.mean + group * p.c, *rstd = p.rstd + group * p.c, *mean_g = p.means + group * p.c,
+                *mean_gx = p.means + (groups + group) * p.c;
+    for (int64_t i = 0; i < p.w; ++i) {
+      const T* x = static_cast<const T*>(p.x) + (r * p.w + i) * p.c;
+      for (int64_t c = 0; c < p.c; c += kBlock) {
+        int64_t n = p.c - c < kBlock ? p.c - c : kBlock;
+        std::memset(g, 0, sizeof(g));
+        for (int64_t cell = 0; cell < scale * scale; ++cell) {
+          int64_t at = (r * scale + cell / scale) * width + i * scale + cell % scale;
+          const float* table = p.table + p.patches[at] * row + c;
+          for (int k = 0; k < p.outputs; ++k)
+            row_gradient(static_cast<const T*>(p.dy[k]) + at * p.c + c, x + c, mean + c, rstd + c, table + 2 * k * p.c,
+                         table + (2 * k + 1) * p.c, g, n, p.slope[k]);
+        }
+        row_dx(g, x + c, mean + c, rstd + c, mean_g + c, mean_gx + c, static_cast<T*>(p.dx) + (r * p.w + i) * p.c + c, n);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void modulate_table_forward(const ModulateTable& p, int64_t begin, int64_t end) {
+  p.dtype == DType::f32 ? forward<float>(p, begin, end) : forward<bf16>(p, begin, end);
+}
+
+void modulate_table_sums(const ModulateTable& p, int64_t begin, int64_t end) {
+  for (int64_t c = begin; c < end; c += kBlock) {
+    int64_t n = end - c < kBlock ? end - c : kBlock;
+    p.dtype == DType::f32 ? sums<float>(p, c, n) : sums<bf16>(p, c, n);
+  }
+}
+
+void modulate_table_dx(const ModulateTable& p, int64_t begin, int64_t end) {
+  p.dtype == DType::f32 ? dx<float>(p, begin, end) : dx<bf16>(p, begin, end);
+}
+
+}  // namespace ISA
+}  // namespace i2ifast

@@ -1,0 +1,28 @@
+// Modulation by table rows, channels_last. K = 1 or 2 outputs share a read of x; a table row is (gamma, beta) per output.
+#pragma once
+#include "isa.h"
+
+namespace i2ifast {
+
+struct ModulateTable {
+  DType dtype;
+  int64_t n, c, h, w;  // of x
+  bool per_sample, upsample;
+  int outputs;
+  float slope[2];
+  const void* x;
+  const float *table, *mean, *rstd;
+  const int32_t* patches;  // [N, H, W], x2 if upsample
+  const void* dy[2];
+  void* y[2];
+  double* dtable;      // [D, 2CK]
+  double* sums;        // [2, G, C]: of g and g * xhat
+  const float* means;  // sums over their counts
+  void* dx;
+};
+
+I2IFAST_DECLARE(void, modulate_table_forward, (const ModulateTable& p, int64_t begin, int64_t end))  // rows of y
+I2IFAST_DECLARE(void, modulate_table_sums, (const ModulateTable& p, int64_t begin, int64_t end))     // channels
+I2IFAST_DECLARE(void, modulate_table_dx, (const ModulateTable& p, int64_t begin, int64_t end))       // rows of x
+
+}  // namespace i2ifast

@@ -1,0 +1,7 @@
+"""Options shared by the test files."""
+
+from pathlib import Path
+
+
+def pytest_addoption(parser):
+    parser.addoption("--golden", default=str(Path(__file__).parent / "golden"), help="folder of recorded cases to run against")
