@@ -1,26 +1,21 @@
 // CPU kernels of label plans: distinct windows, distinct channel vectors, bags.
 #include "../kernels/label_patches.h"
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/macros.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-
 #include <algorithm>
 #include <initializer_list>
 #include <tuple>
-#include <vector>
+
+#include "common.h"
 
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+using i2ifast::ScalarType;
+using i2ifast::Tensor;
 using Pair = std::tuple<Tensor, Tensor>;
 
 void check(const Tensor& t, int64_t dim, ScalarType dtype, const char* name) {
-  STD_TORCH_CHECK(t.dim() == dim && t.scalar_type() == dtype && t.is_contiguous(), name, ": expected a contiguous tensor of ",
-                  dim, " dimensions and the documented dtype, got ", t.dim(), " dimensions");
+  STD_TORCH_CHECK(t.dim() == dim && t.scalar_type() == dtype && t.is_contiguous(), name, ": expected contiguous ",
+                  dtype == ScalarType::Int ? "int32" : "float32", " of ", dim, " dimensions");
 }
 
 const int32_t* words(const Tensor& t) { return static_cast<const int32_t*>(t.const_data_ptr()); }
@@ -64,11 +59,12 @@ Pair label_transpose(Tensor offsets, Tensor index, int64_t rows) {
   check(offsets, 1, ScalarType::Int, "offsets");
   check(index, 1, ScalarType::Int, "index");
   STD_TORCH_CHECK(words(offsets)[offsets.size(0) - 1] == index.size(0), "offsets do not end at the length of index");
-  STD_TORCH_CHECK(std::all_of(words(index), words(index) + index.size(0), [=](int32_t i) { return 0 <= i && i < rows; }),
+  const int32_t* members = words(index);
+  STD_TORCH_CHECK(std::all_of(members, members + index.size(0), [=](int32_t i) { return 0 <= i && i < rows; }),
                   "index: expected 0..", rows - 1);
   Tensor transposed_offsets = torch::stable::new_empty(offsets, {rows + 1});
   Tensor transposed_index = torch::stable::new_empty(index, {index.size(0)});
-  i2ifast::label_transpose(words(offsets), offsets.size(0) - 1, words(index), rows, output(transposed_offsets),
+  i2ifast::label_transpose(words(offsets), offsets.size(0) - 1, members, rows, output(transposed_offsets),
                            output(transposed_index));
   return {transposed_offsets, transposed_index};
 }

@@ -27,7 +27,8 @@ Words from_words(const std::vector<int32_t>& words, std::vector<py::ssize_t> sha
   return a;
 }
 
-std::pair<Words, Words> label_patches(const Words& ids, int64_t kernel, int64_t stride, int64_t padding, int hash_bits) {
+std::pair<Words, Words> label_patches(const Words& ids, int64_t kernel, int64_t stride, int64_t padding,
+                                      int hash_bits) {
   check_dim(ids, 3, "ids");
   const i2ifast::LabelWindows w{ids.shape(0), ids.shape(1), ids.shape(2), kernel, stride, padding};
   if (kernel < 1 || stride < 1 || padding < 0 || std::min(w.height, w.width) + 2 * padding < kernel)
@@ -47,7 +48,14 @@ std::pair<Words, Words> label_patches(const Words& ids, int64_t kernel, int64_t 
 std::pair<Words, Words> label_bags(const Words& neighbours) {
   check_dim(neighbours, 2, "neighbours");
   Words offsets(neighbours.shape(0) + 1);
-  const auto index = i2ifast::label_bags(neighbours.data(), neighbours.shape(0), neighbours.shape(1), offsets.mutable_data());
+  const int32_t* from = neighbours.data();
+  const int64_t rows = neighbours.shape(0), taps = neighbours.shape(1);
+  int32_t* to = offsets.mutable_data();
+  std::vector<int32_t> index;
+  {
+    py::gil_scoped_release unlocked;
+    index = i2ifast::label_bags(from, rows, taps, to);
+  }
   return {offsets, from_words(index, {static_cast<py::ssize_t>(index.size())})};
 }
 
@@ -60,8 +68,13 @@ std::pair<Words, Words> label_transpose(const Words& offsets, const Words& index
   if (!std::all_of(members, members + index.size(), [=](int32_t i) { return 0 <= i && i < rows; }))
     throw py::value_error("index: expected 0.." + std::to_string(rows - 1));
   Words transposed_offsets(rows + 1), transposed_index(index.size());
-  i2ifast::label_transpose(offsets.data(), offsets.size() - 1, members, rows, transposed_offsets.mutable_data(),
-                           transposed_index.mutable_data());
+  const int32_t* from = offsets.data();
+  const int64_t bags = offsets.size() - 1;
+  int32_t *to_offsets = transposed_offsets.mutable_data(), *to_index = transposed_index.mutable_data();
+  {
+    py::gil_scoped_release unlocked;
+    i2ifast::label_transpose(from, bags, members, rows, to_offsets, to_index);
+  }
   return {transposed_offsets, transposed_index};
 }
 
@@ -69,8 +82,9 @@ std::pair<Words, Words> label_transpose(const Words& offsets, const Words& index
 
 PYBIND11_MODULE(_labels, m) {
   m.doc() = "Distinct windows of label maps and the lists made of them, on int32 NumPy arrays.";
-  m.def("label_patches", &label_patches, py::arg("ids"), py::arg("kernel"), py::arg("stride") = 1, py::arg("padding") = 0,
-        py::arg("hash_bits") = 64, "ids [N, H, W] -> (patches [N, Ho, Wo], neighbours [D, kernel * kernel])");
+  m.def("label_patches", &label_patches, py::arg("ids"), py::arg("kernel"), py::arg("stride") = 1,
+        py::arg("padding") = 0, py::arg("hash_bits") = 64,
+        "ids [N, H, W] -> (patches [N, Ho, Wo], neighbours [D, kernel * kernel])");
   m.def("label_bags", &label_bags, py::arg("neighbours"), "neighbours [D, T] -> (offsets [D+1], index [M])");
   m.def("label_transpose", &label_transpose, py::arg("offsets"), py::arg("index"), py::arg("rows"),
         "(offsets, index) of the transposed lists");

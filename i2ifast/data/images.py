@@ -1,0 +1,177 @@
+"""Image files to pixels, and the geometry that the images of an item share.
+
+Reading is strict: a file that would be read wrongly is refused by name.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from PIL import Image, ImageOps
+from torch import Tensor
+
+SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"))
+DEEP = frozenset(("I", "I;16", "I;16L", "I;16B", "F"))  # Pillow modes of more than 8 bits per channel
+
+Preprocess = Literal[
+    "resize_and_crop",
+    "crop",
+    "scale_width",
+    "scale_width_and_crop",
+    "scale_shortside",
+    "scale_shortside_and_crop",
+    "fixed",
+    "none",
+]
+
+
+def natural(path: Path) -> list[int | str]:
+    """Sort key that orders 2.png before 10.png."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path))]
+
+
+def images_in(folder: str | Path) -> list[Path]:
+    """Image files directly in `folder`, in natural order; none where there is no such folder."""
+    folder = Path(folder)
+    files = folder.iterdir() if folder.is_dir() else ()
+    return sorted((f for f in files if f.suffix.lower() in SUFFIXES and not f.name.startswith(".")), key=natural)
+
+
+def pair(files: Iterable[Path], others: Iterable[Path], endings: tuple[str, ...] = ()) -> list[Path]:
+    """For each of `files` its partner in `others`: the same name without extension, leading zeros and one of `endings`.
+
+    FileNotFoundError names a file of either side without partner, ValueError two files of one side with the same name.
+    """
+    left, right = _by_name(files, endings), _by_name(others, endings)
+    for names, partners in ((left, right), (right, left)):
+        for name, file in names.items():
+            if name not in partners:
+                folder = next(iter(partners.values())).parent if partners else "an empty list of files"
+                raise FileNotFoundError(f"{file}: no file of that name (extension apart) in {folder}")
+    return [right[name] for name in left]
+
+
+def _by_name(files: Iterable[Path], endings: tuple[str, ...]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for file in files:
+        stem = file.stem
+        for ending in endings:
+            stem = stem.removesuffix(ending)
+        name = re.sub(r"(?<!\d)0+(?=\d)", "", stem)
+        if name in found:
+            raise ValueError(f"{file}: pairs with the same file as {found[name]}")
+        found[name] = file
+    return found
+
+
+def _open(path: Path) -> Image.Image:
+    """Decoded, upright (the EXIF orientation is applied); ValueError naming a file that does not decode."""
+    try:
+        with Image.open(path) as image:
+            # What the pixels are in the file, known before loading alone. See `read_map`.
+            args = image.tile[0].args if image.tile else ""
+            image.info["stored"] = str(args[0] if isinstance(args, tuple) else args)
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return image
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: not a readable image ({error})") from error
+
+
+def read_photo(path: str | Path) -> Image.Image:
+    """An RGB image, from any 8 bit picture; transparency is dropped. ValueError names a damaged or deeper file."""
+    image = _open(Path(path))
+    if image.mode in DEEP:
+        raise ValueError(f"{path}: mode {image.mode}, more than 8 bits per channel; expected an 8 bit picture")
+    return image.convert("RGB")
+
+
+def read_map(path: str | Path) -> np.ndarray:
+    """Integers [H,W] int32 as stored: palette indices, grey levels of 1 to 32 bits, or a colour picture of grey pixels.
+
+    ValueError names a file that is damaged, JPEG (its values are not the ones that were saved) or coloured.
+    """
+    image = _open(Path(path))
+    stored, what = image.info["stored"], f"mode {image.mode}"
+    if image.format == "JPEG":
+        what = "JPEG, which does not keep values"
+    elif image.mode in ("1", "P", "L", "I", "I;16", "I;16L", "I;16B"):
+        stretch = {"L;2": 85, "L;4": 17}.get(stored[:3], 1)  # Pillow stretches grey of 2 and 4 bits to 0..255
+        return np.asarray(image).astype(np.int32) // stretch
+    elif ";16" in stored:  # Pillow keeps the upper 8 bits of each channel
+        what = "16 bit colour"
+    elif image.mode in ("LA", "PA", "RGB", "RGBA"):
+        values = np.asarray(image).astype(np.int32)
+        channels = values[..., :3] if image.mode.startswith("RGB") else values[..., :1]
+        if (channels == channels[..., :1]).all():
+            return channels[..., 0]
+        what = "a colour picture"
+    raise ValueError(f"{path}: {what}; expected one class or instance number per pixel (grey or palette PNG)")
+
+
+class Geometry(NamedTuple):
+    """Resize to `size` (width, height), then cut `box` (left, top, right, bottom), then mirror if `flip`."""
+
+    size: tuple[int, int]
+    box: tuple[int, int, int, int]
+    flip: bool
+
+    def __call__(self, image: Image.Image, resample: Image.Resampling) -> Image.Image:
+        image = image.resize(self.size, resample).crop(self.box)
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flip else image
+
+    def photo(self, image: Image.Image) -> Tensor:
+        """Bicubic; [3,H,W] float32 in [-1, 1]."""
+        pixels = torch.from_numpy(np.array(self(image, Image.Resampling.BICUBIC)))
+        return (pixels.permute(2, 0, 1).contiguous() / 255 - 0.5) / 0.5
+
+    def map(self, values: np.ndarray) -> Tensor:
+        """Nearest; [1,H,W] int64 from [H,W] int32."""
+        return torch.from_numpy(np.array(self(Image.fromarray(values), Image.Resampling.NEAREST))).long()[None]
+
+
+def geometry(
+    width: int,
+    height: int,
+    mode: Preprocess,
+    load_size: int,
+    crop_size: int,
+    aspect_ratio: float,
+    rng: Generator | None,
+    flip: bool,
+) -> Geometry:
+    """Where the pixels of one item come from: the same for its image, labels and instances.
+
+    resize: both sides to load_size; scale_width, scale_shortside: that side to load_size; fixed: crop_size wide and
+    crop_size / aspect_ratio high; none: both sides to the nearest multiple of 32. Modes with `crop` then cut a square
+    of crop_size at a place drawn from `rng`, and `flip` mirrors half of the draws; without rng the middle, never
+    mirrored. ValueError if the square does not fit.
+    """
+    if mode == "resize_and_crop":
+        size = load_size, load_size
+    elif mode.startswith("scale_width"):
+        size = load_size, max(1, load_size * height // width)
+    elif mode.startswith("scale_shortside"):
+        short = min(width, height)
+        size = load_size * width // short, load_size * height // short
+    elif mode == "fixed":
+        size = crop_size, round(crop_size / aspect_ratio)
+    elif mode == "none":
+        size = max(32, round(width / 32) * 32), max(32, round(height / 32) * 32)
+    else:
+        size = width, height
+    cut = (crop_size, crop_size) if mode.endswith("crop") else size
+    room = size[0] - cut[0], size[1] - cut[1]
+    if min(room) < 0:
+        raise ValueError(f"{size[0]}x{size[1]} pixels after {mode}: smaller than the crop of {crop_size}x{crop_size}")
+    if rng is None:
+        left, top, mirrored = room[0] // 2, room[1] // 2, False
+    else:  # always three draws, so that a drawn place does not depend on whether images are mirrored
+        left, top, mirrored = int(rng.integers(room[0] + 1)), int(rng.integers(room[1] + 1)), bool(rng.random() > 0.5)
+    return Geometry(size, (left, top, left + cut[0], top + cut[1]), mirrored and flip)

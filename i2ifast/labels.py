@@ -1,0 +1,305 @@
+"""Label maps to label plans: the distinct neighbourhoods that layers conditioned on a label map are computed on.
+
+A plan depends on labels alone. It is made where they are: on the host, as in a data-loader worker, or on a GPU.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .ops.label_patches import distinct_vectors, label_bags, label_patches, transpose_bags
+from .ops.modulate_table import Segments
+
+Size = tuple[int, int]
+
+
+class Bags(NamedTuple):
+    """Lists of rows to add up: out[d] = sum of rows[index[offsets[d]:offsets[d+1]]]."""
+
+    offsets: Tensor  # [D+1] int32
+    index: Tensor  # [M] int32
+    rows: int  # R, the number of source rows
+
+    def transpose(self) -> "Bags":
+        """The adjoint: bag r of R lists the bags that row r is in."""
+        return Bags(*transpose_bags(self.offsets, self.index, self.rows), self.offsets.numel() - 1)
+
+
+@dataclass(eq=False)
+class Windows:
+    """The distinct k x k windows of a map of ids: which one is at each output pixel, and the taps each is made of."""
+
+    patches: Tensor  # [N, Ho, Wo] int32
+    bags: Bags  # of each window: members id * k * k + tap; taps outside the image are no members
+
+    @property
+    def count(self) -> int:
+        """D, the number of distinct windows."""
+        return self.bags.offsets.numel() - 1
+
+    @cached_property
+    def bags_t(self) -> Bags:
+        return self.bags.transpose()
+
+    @cached_property
+    def segments(self) -> Segments:
+        """Pixels, numbered through [N, Ho, Wo], sorted by `patches`."""
+        ends = torch.arange(self.patches.numel() + 1, dtype=torch.int32, device=self.patches.device)
+        offsets, order = transpose_bags(ends, self.patches.flatten(), self.count)
+        return Segments(order, offsets)
+
+
+@dataclass(eq=False)
+class Level:
+    """The plan of two stacked k x k convolutions over a label map at one resolution (stride 1, zero padding)."""
+
+    symbols: Tensor  # [N, h, w] int32, rows of the plan's values
+    hidden: Windows  # of symbols
+    table: Windows  # of hidden.patches
+
+
+@dataclass(eq=False)
+class LabelPlan:
+    """Distinct channel vectors of a batch of label maps, and levels made on first use and kept.
+
+    Pickles, copies and moves as two tensors, so that it is cheap to hand from a data-loader worker to a device.
+    """
+
+    values: Tensor  # [S, nc] float32: the distinct channel vectors
+    symbols: Tensor  # [N, H, W] int32: rows of values
+    levels: dict[tuple[Size, int], Level] = field(default_factory=dict)
+    windowed: dict[tuple[Size, int, int, int], Windows] = field(default_factory=dict)
+    maps: dict[Size, Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def num_channels(self) -> int:
+        return self.values.size(1)
+
+    @property
+    def size(self) -> Size:
+        """(H, W) of the label maps."""
+        return self.symbols.size(1), self.symbols.size(2)
+
+    def level(self, size: Size, kernel: int = 3) -> Level:
+        """The plan at resolution `size`, to which the labels are resized by nearest, for odd `kernel`."""
+        if kernel < 1 or kernel % 2 == 0:
+            raise ValueError(f"kernel={kernel}: expected an odd number")
+        key = (tuple(size), kernel)
+        if key not in self.levels:
+            symbols = _resize(self.symbols, size)
+            hidden = _windows(symbols, self.values.size(0), kernel, 1, kernel // 2)
+            table = _windows(hidden.patches, hidden.count, kernel, 1, kernel // 2)
+            self.levels[key] = Level(symbols, hidden, table)
+        return self.levels[key]
+
+    def windows(self, size: Size, kernel: int, stride: int = 1, padding: int = 0) -> Windows:
+        """The plan of one convolution over the label map at resolution `size`: windows of symbols."""
+        key = (tuple(size), kernel, stride, padding)
+        if key not in self.windowed:
+            self.windowed[key] = _windows(_resize(self.symbols, size), self.values.size(0), kernel, stride, padding)
+        return self.windowed[key]
+
+    def dense(self, size: Size | None = None) -> Tensor:
+        """The conditioning map [N, nc, h, w] float32, channels_last, resized by nearest."""
+        key = tuple(size or self.size)
+        if key not in self.maps:
+            self.maps[key] = F.embedding(_resize(self.symbols, key), self.values).permute(0, 3, 1, 2)
+        return self.maps[key]
+
+    def precompute(self, sizes: Iterable[Size], kernel: int = 3, backward: bool = True) -> "LabelPlan":
+        """Make the levels of `sizes` now, with the sorted pixels that gradients use if `backward`. Returns the plan."""
+        for size in sizes:
+            level = self.level(size, kernel)
+            for windows in (level.hidden, level.table):
+                _ = windows.bags_t, backward and windows.segments
+        return self
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "LabelPlan":
+        """The plan on `device`. Copies without waiting if `non_blocking` and the plan is pinned."""
+        if torch.device(device) == self.symbols.device:
+            return self
+        state = self._pack(self.symbols.is_pinned())
+        return _unpack({**state, **{k: state[k].to(device, non_blocking=non_blocking) for k in ("values", "words")}})
+
+    def pin_memory(self) -> "LabelPlan":
+        """The plan in page-locked memory; data loaders call it."""
+        return _unpack(self._pack(True))
+
+    def _pack(self, pinned: bool = False) -> dict[str, Any]:
+        """All integer tensors as slices of one; dense maps are left out, being larger than what they are made from."""
+        slots: list[tuple[_Slot, Tensor]] = []
+        total = 0
+
+        def place(t: Tensor) -> _Slot:
+            nonlocal total
+            slots.append((_Slot(total, tuple(t.shape)), t))
+            total += -(-t.numel() // 32) * 32  # slices start on cache lines
+            return slots[-1][0]
+
+        rest = {"symbols": self.symbols, "levels": self.levels, "windowed": self.windowed}
+        rest = _replace(rest, Tensor, place)
+        words = torch.empty(total, dtype=torch.int32, device=self.symbols.device, pin_memory=pinned)
+        for slot, t in slots:
+            slot.view(words).copy_(t)
+        values = self.values.pin_memory() if pinned else self.values
+        return {"values": values, "words": words, "rest": rest}
+
+    def __reduce__(self) -> tuple:
+        return _unpack, (self._pack(),)
+
+
+class _Slot(NamedTuple):
+    """Where a tensor lies in the packed one."""
+
+    begin: int
+    shape: tuple[int, ...]
+
+    def view(self, words: Tensor) -> Tensor:
+        return words[self.begin : self.begin + torch.Size(self.shape).numel()].view(self.shape)
+
+
+def _unpack(state: dict[str, Any]) -> LabelPlan:
+    return LabelPlan(state["values"], **_replace(state["rest"], _Slot, lambda slot: slot.view(state["words"])))
+
+
+def _replace(value: Any, kind: type, function: Callable) -> Any:
+    """A copy of nested plan data in which every `kind` went through `function`."""
+    if isinstance(value, kind):
+        return function(value)
+    if isinstance(value, dict):
+        return {k: _replace(v, kind, function) for k, v in value.items()}
+    if isinstance(value, tuple):
+        items = [_replace(v, kind, function) for v in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    if isinstance(value, Level | Windows):
+        new = object.__new__(type(value))
+        new.__dict__ = _replace(vars(value), kind, function)
+        return new
+    return value
+
+
+def _resize(symbols: Tensor, size: Size) -> Tensor:
+    """Nearest, from the very rows and columns that F.interpolate takes: those of a resized map of coordinates."""
+    for dim, length in ((1, size[0]), (2, size[1])):
+        if symbols.size(dim) != length:
+            here = torch.arange(symbols.size(dim), dtype=torch.float32, device=symbols.device)
+            symbols = symbols.index_select(dim, F.interpolate(here[None, None], size=length)[0, 0].int())
+    return symbols
+
+
+def _windows(ids: Tensor, count: int, kernel: int, stride: int, padding: int) -> Windows:
+    patches, neighbours = label_patches(ids, kernel, stride, padding)
+    return Windows(patches, Bags(*label_bags(neighbours), count * kernel * kernel))
+
+
+def plan(
+    labels: Tensor,
+    num_classes: int,
+    edges: Tensor | None = None,
+    instances: Tensor | None = None,
+    ignore_index: int | None = None,
+) -> LabelPlan:
+    """The plan of label maps: channel vectors are one-hot over `num_classes`, then the edge channel if there is one.
+
+    labels [N, H, W] or [N, 1, H, W], integers or bool, 0..num_classes-1. Pixels equal to `ignore_index`, and only they,
+    get an all-zero vector. The edge channel is `edges` (same shapes, 0 or 1) or `instance_edges(instances)`.
+    Raises ValueError naming value, limit and position for a label or edge out of range.
+    """
+    labels = _integers("labels", labels)
+    if not 1 <= num_classes < 2**30:
+        raise ValueError(f"num_classes={num_classes}: expected 1..{2**30 - 1}")
+    if edges is not None and instances is not None:
+        raise ValueError("give edges or instances, not both")
+    if instances is not None:
+        edges = instance_edges(instances)
+    ignored = labels == ignore_index if ignore_index is not None else None
+    _check_labels(labels, num_classes, ignored)
+    codes = labels
+    if edges is not None:
+        edges = _planes("edges", edges)
+        if edges.shape != labels.shape:
+            raise ValueError(f"edges have shape {list(edges.shape)}, labels {list(labels.shape)}")
+        if edges.dtype is not torch.bool and (wrong := edges != edges.bool()).any():
+            raise ValueError(f"{_where('edges', edges, wrong)}: expected 0 or 1")
+        codes = 2 * labels + edges.long()
+    if ignored is not None:
+        codes = codes.masked_fill(ignored, -1)
+    symbols, found = label_patches(codes.int(), 1)
+    found = found[:, :1].long()
+    known = (found >= 0).float()
+    classes = (found if edges is None else found // 2).clamp(min=0)
+    values = torch.zeros((found.size(0), num_classes), device=labels.device).scatter_(1, classes, known)
+    if edges is not None:
+        values = torch.cat([values, (found % 2) * known], 1)
+    return LabelPlan(values, symbols)
+
+
+def plan_dense(segmap: Tensor, limit: int | None = None) -> LabelPlan | None:
+    """The plan of any conditioning map [N, nc, H, W]: symbols are its distinct channel vectors, whatever their values.
+
+    Returns None for maps that a plan does not pay for: more than `limit` distinct vectors (default: an eighth of the
+    pixels, at least 64), found out without reading on; or float64 values that float32 cannot hold.
+    """
+    if segmap.dim() != 4:
+        raise ValueError(f"segmap: expected a tensor [N, C, H, W], got shape {list(segmap.shape)}")
+    x = segmap.detach().float()
+    if segmap.dtype is torch.float64 and not torch.equal(x.double(), segmap):
+        return None
+    pixels = x.size(0) * x.size(2) * x.size(3)
+    found = distinct_vectors(x, max(64, pixels // 8) if limit is None else limit)
+    if found is None:
+        return None
+    symbols, values = found
+    return LabelPlan(values, symbols)
+
+
+def instance_edges(instances: Tensor) -> Tensor:
+    """True where one of the four neighbours inside the image has another id.
+
+    instances [N, H, W] or [N, 1, H, W], integers; the result has their shape.
+    """
+    ids = _integers("instances", instances)
+    edges = torch.zeros_like(ids, dtype=torch.bool)
+    rows, columns = ids[:, 1:] != ids[:, :-1], ids[:, :, 1:] != ids[:, :, :-1]
+    edges[:, 1:] |= rows
+    edges[:, :-1] |= rows
+    edges[:, :, 1:] |= columns
+    edges[:, :, :-1] |= columns
+    return edges.view(instances.shape)
+
+
+def _planes(name: str, maps: Tensor) -> Tensor:
+    if maps.dim() == 4 and maps.size(1) == 1:
+        return maps[:, 0]
+    if maps.dim() != 3:
+        raise ValueError(f"{name}: expected a tensor [N, H, W] or [N, 1, H, W], got shape {list(maps.shape)}")
+    return maps
+
+
+def _integers(name: str, maps: Tensor) -> Tensor:
+    if maps.is_floating_point() or maps.is_complex():
+        raise TypeError(f"{name}: expected integers or bool, got {maps.dtype}")
+    return _planes(name, maps).long()
+
+
+def _check_labels(labels: Tensor, num_classes: int, ignored: Tensor | None) -> None:
+    if labels.numel() == 0:
+        return
+    least, most = labels.aminmax()
+    if least >= 0 and most < num_classes:
+        return
+    wrong = (labels < 0) | (labels >= num_classes)
+    if ignored is not None:
+        wrong &= ~ignored
+    if wrong.any():
+        raise ValueError(f"{_where('labels', labels, wrong)}: the maximum is {num_classes - 1}, the minimum 0")
+
+
+def _where(name: str, maps: Tensor, wrong: Tensor) -> str:
+    image, row, column = wrong.nonzero()[0].tolist()
+    return f"{name} hold {maps[image, row, column].item()} in image {image} at row {row}, column {column}"

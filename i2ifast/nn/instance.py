@@ -1,0 +1,60 @@
+"""Instance normalisation with its activation, and adaptive instance normalisation (AdaIN)."""
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import instance_statistics, modulate_style, moments
+
+
+class InstanceNormAct(nn.Module):
+    """act(instance_norm(x)): in one pass over x for the statistics and one to write y.
+
+    Stands for an InstanceNorm2d (affine or not, without running statistics) and the activation behind it. `act`: 'none', 'relu',
+    or the slope of a leaky relu. With `affine`, weight and bias [C] as in torch.nn.InstanceNorm2d.
+    Ulyanov et al., Instance Normalization, 2016.
+    """
+
+    def __init__(self, num_features: int, act: str | float = "relu", affine: bool = False, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.norm = nn.InstanceNorm2d(num_features, eps=eps, affine=affine)
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return instance_norm_act(x, self.norm.weight, self.norm.bias, self.act, self.norm.eps)
+
+
+def instance_norm_act(
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, act: str | float = "none", eps: float = 1e-5
+) -> Tensor:
+    """act((x - mean) / sqrt(var + eps) * weight + bias) with statistics of every (sample, channel) plane; weight, bias [C]."""
+    style = None
+    if weight is not None:
+        style = torch.cat([weight - 1, bias]).expand(x.size(0), -1)
+    return modulate_style(x, style, instance_statistics(x, eps), act)
+
+
+class AdaIN(nn.Module):
+    """y = act((1 + gamma) * (x - mean) * rstd + beta): Huang and Belongie, Arbitrary Style Transfer in Real-time, ICCV 2017.
+
+    `forward(x, style)`: style is a vector [N, 2C] of (gamma, beta) that a network predicts, or a feature map [N, C, H', W'] whose
+    mean and standard deviation per channel x takes: std(style) * (x - mean(x)) / std(x) + mean(style), std = sqrt(unbiased variance
+    + eps) as in the style transfer network.
+    """
+
+    def __init__(self, act: str | float = "none", eps: float = 1e-5) -> None:
+        super().__init__()
+        self.act, self.eps = act, eps
+
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        if style.dim() != 4:
+            return modulate_style(x, style, instance_statistics(x, self.eps), self.act)
+        # sqrt(k var + eps) = sqrt(k) sqrt(var + eps / k): the unbiased variance of x as a biased one with another eps.
+        k = _unbiased(x)
+        mean, var = moments(style)
+        scale = (var * _unbiased(style) + self.eps).sqrt() / k**0.5
+        return modulate_style(x, torch.cat([scale - 1, mean], 1), instance_statistics(x, self.eps / k), self.act)
+
+
+def _unbiased(x: Tensor) -> float:
+    count = x.size(2) * x.size(3)
+    return count / max(1, count - 1)

@@ -1,0 +1,143 @@
+"""Spatially-adaptive normalisation (SPADE): Park et al., Semantic Image Synthesis with SPADE, CVPR 2019."""
+
+import re
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..labels import LabelPlan
+from ..ops import Segments, Statistics, modulate, modulate_table
+from ._norm import statistics_of
+from .label_conv import expand, hidden_rows, plan_of, resized, table_pays, table_rows
+from .spectral import spectral_norm
+
+
+class Table(NamedTuple):
+    """(gamma, beta) as rows of a table and the index of the row at every pixel."""
+
+    rows: Tensor  # [D, 2C]
+    patches: Tensor  # [N, H, W]
+    segments: Segments | None
+
+
+def modulation(seg: Tensor | LabelPlan, size: tuple[int, int], shared: nn.Conv2d, gamma: nn.Conv2d, beta: nn.Conv2d) -> Table | Tensor:
+    """(gamma, beta) = conv(relu(conv(seg resized to `size`))): a table, or a dense map [N, 2C, H, W] where that is cheaper."""
+    weight = torch.cat([gamma.weight, beta.weight])
+    bias = torch.cat([gamma.bias, beta.bias])
+    plan = plan_of(seg)
+    if plan is None:
+        hidden = F.relu(F.conv2d(resized(seg, size), shared.weight, shared.bias, padding=shared.padding))
+        return F.conv2d(hidden, weight, bias, padding=gamma.padding)
+    level = plan.level(size, shared.kernel_size[0])
+    hidden = hidden_rows(plan, level, shared.weight, shared.bias)
+    if table_pays(level):
+        return Table(table_rows(level, hidden, weight, bias), level.table.patches, level.table.segments if hidden.is_cuda else None)
+    return F.conv2d(expand(hidden, level.hidden.patches, level.hidden.segments), weight, bias, padding=gamma.padding)
+
+
+def apply(
+    x: Tensor, by: Table | Tensor, statistics: Statistics, act: str | float = "none", upsample: bool = False
+) -> Tensor:
+    """act(norm(x) * (1 + gamma) + beta) with (gamma, beta) as `modulation` gives them."""
+    if isinstance(by, Table):
+        return modulate_table(x, by.rows, by.patches, statistics, act, upsample=upsample, segments=by.segments)
+    return modulate(upsampled(x) if upsample else x, by, None, statistics, act)
+
+
+def upsampled(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def rebase(table: Tensor, before: Statistics, after: Statistics) -> Tensor:
+    """The table that does to x normalised by `after` what `table` does to x normalised by `before` (both constants, G = 1).
+
+    (x - m) * r * (1 + gamma) + beta = (x - m') * r' * (1 + gamma') + beta' with 1 + gamma' = r / r' * (1 + gamma) and
+    beta' = beta + (m' - m) * r * (1 + gamma).
+    """
+    if before is after:
+        return table
+    scale, beta = (1 + table[:, : table.size(1) // 2]) * before.rstd, table[:, table.size(1) // 2 :]
+    return torch.cat([scale / after.rstd - 1, beta + (after.mean - before.mean) * scale], 1)
+
+
+class SPADE(nn.Module):
+    """y = norm(x) * (1 + gamma) + beta, (gamma, beta) = conv(relu(conv(segmap))), segmap resized to x by nearest.
+
+    Drop-in for the original: `config_text` is 'spade' + (batch | syncbatch | instance) + k + 'x' + k; norm_nc channels of x,
+    label_nc channels of the segmentation map; the same state_dict keys and numbers. `seg` is a dense map [N, label_nc, H', W']
+    with any values, or a LabelPlan. Label maps take exact tables of their distinct windows, everything else (soft maps,
+    maps that require grad, small or noisy ones) dense convolutions: the same result up to summation order.
+    Batch statistics are synchronised over all ranks for 'syncbatch' where torch.distributed is initialised.
+    """
+
+    def __init__(self, config_text: str, norm_nc: int, label_nc: int, nhidden: int = 128) -> None:
+        super().__init__()
+        parsed = re.fullmatch(r"spade(batch|syncbatch|instance)(\d+)x\2", config_text)
+        if parsed is None or int(parsed[2]) % 2 == 0:
+            raise ValueError(f"config_text={config_text!r}: expected spade(batch|syncbatch|instance)KxK with odd K")
+        self.synchronise, ks = parsed[1] == "syncbatch", int(parsed[2])
+        instance = parsed[1] == "instance"
+        self.param_free_norm = nn.InstanceNorm2d(norm_nc) if instance else nn.BatchNorm2d(norm_nc, affine=False)
+        self.mlp_shared = nn.Sequential(nn.Conv2d(label_nc, nhidden, ks, padding=ks // 2), nn.ReLU())
+        self.mlp_gamma = nn.Conv2d(nhidden, norm_nc, ks, padding=ks // 2)
+        self.mlp_beta = nn.Conv2d(nhidden, norm_nc, ks, padding=ks // 2)
+
+    def modulation(self, seg: Tensor | LabelPlan, size: tuple[int, int]) -> Table | Tensor:
+        return modulation(seg, size, self.mlp_shared[0], self.mlp_gamma, self.mlp_beta)
+
+    def forward(self, x: Tensor, seg: Tensor | LabelPlan, act: str | float = "none", upsample: bool = False) -> Tensor:
+        """x [N, C, H, W] -> act(...) of the same shape, or x2 with `upsample`, which first upsamples x by nearest."""
+        scale = 2 if upsample else 1
+        by = self.modulation(seg, (x.size(2) * scale, x.size(3) * scale))
+        (statistics,) = statistics_of(x, [self.param_free_norm], scale * scale, self.synchronise)
+        return apply(x, by, statistics, act, upsample)
+
+
+class SPADEResnetBlock(nn.Module):
+    """y = shortcut + conv_1(lrelu(norm_1(conv_0(lrelu(norm_0(x)))))); shortcut = x, or conv_s(norm_s(x)) where fin != fout.
+
+    Drop-in for the original: `norm_G` is a SPADE config text, with 'spectral' before it for spectral norm on the convolutions.
+    """
+
+    def __init__(self, fin: int, fout: int, norm_G: str, semantic_nc: int, nhidden: int = 128) -> None:
+        super().__init__()
+        fmiddle = min(fin, fout)
+        self.learned_shortcut = fin != fout
+        self.conv_0 = nn.Conv2d(fin, fmiddle, 3, padding=1)
+        self.conv_1 = nn.Conv2d(fmiddle, fout, 3, padding=1)
+        if self.learned_shortcut:
+            self.conv_s = nn.Conv2d(fin, fout, 1, bias=False)
+        if "spectral" in norm_G:
+            for name in ("conv_0", "conv_1", "conv_s")[: 3 if self.learned_shortcut else 2]:
+                setattr(self, name, spectral_norm(getattr(self, name)))
+        config = norm_G.replace("spectral", "")
+        self.norm_0 = SPADE(config, fin, semantic_nc, nhidden)
+        self.norm_1 = SPADE(config, fmiddle, semantic_nc, nhidden)
+        if self.learned_shortcut:
+            self.norm_s = SPADE(config, fin, semantic_nc, nhidden)
+
+    def forward(self, x: Tensor, seg: Tensor | LabelPlan, upsample: bool = False) -> Tensor:
+        """x [N, fin, H, W] -> [N, fout, H, W], both x2 with `upsample`, which first upsamples x by nearest."""
+        if self.learned_shortcut:
+            h, shortcut = self._norm_0_and_s(x, seg, upsample)
+            shortcut = self.conv_s(shortcut)
+        else:
+            h = self.norm_0(x, seg, 0.2, upsample)
+            shortcut = upsampled(x) if upsample else x
+        h = self.conv_0(h)
+        return shortcut + self.conv_1(self.norm_1(h, seg, 0.2))
+
+    def _norm_0_and_s(self, x: Tensor, seg: Tensor | LabelPlan, upsample: bool) -> tuple[Tensor, Tensor]:
+        """Both norms read the same x with the same statistics: one pass, two outputs."""
+        scale = 2 if upsample else 1
+        size = (x.size(2) * scale, x.size(3) * scale)
+        first, second = self.norm_0.modulation(seg, size), self.norm_s.modulation(seg, size)
+        norms = [self.norm_0.param_free_norm, self.norm_s.param_free_norm]
+        statistics, others = statistics_of(x, norms, scale * scale, self.norm_0.synchronise)
+        if isinstance(first, Table):
+            rows = torch.cat([first.rows, rebase(second.rows, others, statistics)], 1)
+            return modulate_table(x, rows, first.patches, statistics, 0.2, "none", upsample, first.segments)
+        x = upsampled(x) if upsample else x
+        return modulate(x, first, None, statistics, 0.2), modulate(x, second, None, others)

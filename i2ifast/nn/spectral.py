@@ -1,0 +1,69 @@
+"""Spectral normalisation: Miyato et al., Spectral Normalization for Generative Adversarial Networks, ICLR 2018."""
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm as TorchSpectralNorm
+
+from ..ops.spectral_weight import spectral_weight
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class SpectralNorm(TorchSpectralNorm):
+    """torch's hook, which normalises a module's weight before each forward, on `ops.spectral_weight`.
+
+    It has no state of its own, so the two can take each other's place on a live module (`adopt`, `release`).
+    """
+
+    def compute_weight(self, module: nn.Module, do_power_iteration: bool) -> Tensor:
+        weight, u, v = (getattr(module, self.name + suffix) for suffix in ("_orig", "_u", "_v"))
+        iterations = self.n_power_iterations if do_power_iteration else 0
+        weight, new_u, new_v, _ = spectral_weight(weight.movedim(self.dim, 0), u, v, iterations, self.eps)
+        if iterations:
+            # In place, for DataParallel; backward reads the op's own copies, so forwards may follow each other.
+            u.copy_(new_u)
+            v.copy_(new_v)
+        return weight.movedim(0, self.dim)
+
+    def remove(self, module: nn.Module) -> None:
+        super().remove(module)
+        self._stop_detaching(module)
+
+    def detach(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        """Forward hook: keep the weight without its graph, which could neither be copied nor pickled."""
+        setattr(module, self.name, getattr(module, self.name).detach())
+
+    def _stop_detaching(self, module: nn.Module) -> None:
+        hooks = module._forward_hooks
+        for key in [k for k, hook in hooks.items() if hook == self.detach]:
+            del hooks[key]
+
+
+def adopt(module: nn.Module, hook: TorchSpectralNorm) -> None:
+    """Let `hook`, a hook of torch's spectral_norm on `module`, run on `ops.spectral_weight`."""
+    hook.__class__ = SpectralNorm
+    module.register_forward_hook(hook.detach)
+
+
+def release(module: nn.Module, hook: SpectralNorm) -> None:
+    """Undo `adopt`."""
+    hook._stop_detaching(module)
+    hook.__class__ = TorchSpectralNorm
+
+
+def spectral_norm(module: M, name: str = "weight", n_power_iterations: int = 1, eps: float = 1e-12) -> M:
+    """torch.nn.utils.spectral_norm with the normalisation and its backward fused: the same numbers and state_dict.
+
+    The parameter `name` becomes `name`_orig, with buffers `name`_u and `name`_v. In training every forward makes
+    `n_power_iterations` and updates the buffers. In evaluation sigma comes from the stored ones, always anew: writes to
+    `.data` leave no trace that would tell a kept weight is stale. Autocast does not lower the precision of any of it.
+    Until the first forward the attribute `name` shares its storage with the parameter: initialisation may write to it.
+    After a forward it holds the values of that forward without their graph: the module can be copied and pickled.
+    `torch.nn.utils.remove_spectral_norm` undoes it.
+    """
+    torch.nn.utils.spectral_norm(module, name, n_power_iterations, eps)
+    hooks = module._forward_pre_hooks.values()
+    adopt(module, next(h for h in hooks if isinstance(h, TorchSpectralNorm) and h.name == name))
+    return module
