@@ -1,0 +1,386 @@
+"""SPADE: label maps to images by spatially-adaptive normalisation.
+
+Park, Liu, Wang, Zhu. Semantic Image Synthesis with Spatially-Adaptive Normalization. CVPR 2019.
+"""
+
+import logging
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from i2ifast import labels
+from i2ifast.nn import InstanceNormAct, SPADEResnetBlock, label_conv2d, spectral_norm
+
+from . import _system
+from ._losses import GAN_LOSSES, VGG19, feature_matching, kl_divergence, perceptual
+from ._system import Adam, Batch, Phase
+
+Semantics = Tensor | labels.LabelPlan
+Features = list[list[Tensor]]  # discriminator outputs [scale][layer], the last layer being the logits
+
+UPSAMPLINGS = {"normal": 5, "more": 6, "most": 7}
+Z_DIM = 256  # fixed by the original's encoder
+
+
+@dataclass
+class Config:
+    """Options of the original, under its names, except that negative ones (no_instance, no_TTUR) are positive here."""
+
+    label_nc: int = 182
+    contain_dontcare_label: bool = True  # label `label_nc` (unknown) is one more class
+    instance: bool = True  # instance edges are the last channel
+    crop_size: int = 256  # width of training images
+    aspect_ratio: float = 1.0  # width / height
+    norm_G: str = "spectralspadesyncbatch3x3"
+    ngf: int = 64
+    nhidden: int = 128  # of the SPADE layers
+    num_upsampling_layers: Literal["normal", "more", "most"] = "normal"
+    use_vae: bool = False
+    ndf: int = 64
+    num_D: int = 2
+    n_layers_D: int = 4
+    gan_mode: Literal["hinge", "ls", "original", "w"] = "hinge"
+    lambda_feat: float = 10.0
+    lambda_vgg: float = 10.0
+    vgg_weights: str = ""  # file with VGG19 weights; without one there is no perceptual term
+    lambda_kld: float = 0.05
+    lr: float = 2e-4
+    beta1: float = 0.0
+    beta2: float = 0.9
+    ttur: bool = True  # generator lr / 2, discriminator lr * 2
+    D_steps_per_G: int = 1
+    niter: int = 50  # epochs before the learning rate decays
+    niter_decay: int = 0  # epochs of linear decay to zero
+
+    def __post_init__(self) -> None:
+        if self.gan_mode not in GAN_LOSSES:
+            raise ValueError(f"gan_mode {self.gan_mode!r}: expected one of {', '.join(GAN_LOSSES)}")
+        if self.num_upsampling_layers not in UPSAMPLINGS:
+            known = ", ".join(UPSAMPLINGS)
+            raise ValueError(f"num_upsampling_layers {self.num_upsampling_layers!r}: expected one of {known}")
+        if any(side % self.stride or not side for side in self.size):
+            size = f"{self.size[1]}x{self.size[0]} (crop_size {self.crop_size}, aspect_ratio {self.aspect_ratio})"
+            raise ValueError(f"images of {size} pixels: both sides must be multiples of {self.stride}")
+        if self.use_vae and self.crop_size < 256:
+            raise ValueError(f"crop_size {self.crop_size}: use_vae needs at least 256, the encoder's resolution")
+
+    @property
+    def semantic_nc(self) -> int:
+        """Channels of the label map as the networks see it."""
+        return self.num_classes + self.instance
+
+    @property
+    def num_classes(self) -> int:
+        """Labels are 0 .. num_classes - 1."""
+        return self.label_nc + self.contain_dontcare_label
+
+    @property
+    def stride(self) -> int:
+        """Pixels per side of the generator's first map."""
+        return 2 ** UPSAMPLINGS[self.num_upsampling_layers]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of training images."""
+        return round(self.crop_size / self.aspect_ratio), self.crop_size
+
+    @property
+    def latent(self) -> tuple[int, int]:
+        """Height and width of the generator's first map for training images."""
+        return self.size[0] // self.stride, self.size[1] // self.stride
+
+    @classmethod
+    def from_original(cls, options: dict[str, Any]) -> "Config":
+        """From the original's option names and values; ValueError for a network this system does not have."""
+        only = {"netG": "spade", "netD": "multiscale", "netD_subarch": "n_layer", "norm_D": "spectralinstance",
+                "norm_E": "spectralinstance", "output_nc": 3, "optimizer": "adam"}  # fmt: skip
+        if options["use_vae"]:
+            only["z_dim"] = Z_DIM
+        for name, value in only.items():
+            if options.get(name, value) != value:
+                raise ValueError(f"{name} {options[name]!r}: only {value!r} is supported")
+        values = {field.name: options[field.name] for field in fields(cls) if field.name in options}
+        values |= {"instance": not options["no_instance"], "ttur": not options["no_TTUR"]}
+        values |= {"lambda_feat": 0.0} if options["no_ganFeat_loss"] else {}
+        values |= {"lambda_vgg": 0.0} if options["no_vgg_loss"] else {}
+        return cls(**values)
+
+
+# fmt: off
+PRESETS: dict[str, dict[str, Any]] = {
+    "coco":       dict(label_nc=182, instance=True,  niter=100, niter_decay=0),
+    "ade20k":     dict(label_nc=150, instance=False, niter=100, niter_decay=100),
+    "cityscapes": dict(label_nc=35,  instance=True,  niter=100, niter_decay=100, contain_dontcare_label=False,
+                       crop_size=512, aspect_ratio=2.0, num_upsampling_layers="more"),
+    "tiny":       dict(label_nc=12,  instance=True,  niter=100, niter_decay=0,   contain_dontcare_label=False,
+                       crop_size=128, aspect_ratio=2.0, ngf=8, nhidden=32, ndf=16, lambda_vgg=0.0),
+}
+# fmt: on
+
+
+def dense(seg: Semantics, size: tuple[int, int]) -> Tensor:
+    """The label map in channels, [N,nc,*size], resized by nearest neighbour."""
+    return F.interpolate(seg, size=size) if isinstance(seg, Tensor) else seg.dense(size)
+
+
+class LabelConv2d(nn.Conv2d):
+    """Convolution over a label map resized by nearest neighbour to `size` (h, w)."""
+
+    def forward(self, seg: Semantics, size: tuple[int, int]) -> Tensor:
+        return label_conv2d(seg, self.weight, self.bias, size, self.stride[0], self.padding[0])
+
+
+class SPADEGenerator(nn.Module):
+    """Label map, and noise z [N,256] if use_vae, to images [N,3,H,W] in [-1, 1].
+
+    Without use_vae H and W are those of the label map, and must be multiples of config.stride.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+
+        def block(fin: int, fout: int) -> SPADEResnetBlock:
+            return SPADEResnetBlock(fin, fout, config.norm_G, config.semantic_nc, config.nhidden)
+
+        self.config = config
+        nf, (sh, sw) = 16 * config.ngf, config.latent
+        if config.use_vae:
+            self.fc: nn.Module = nn.Linear(Z_DIM, nf * sh * sw)
+        else:
+            self.fc = LabelConv2d(config.semantic_nc, nf, 3, padding=1)
+        self.head_0 = block(nf, nf)
+        self.G_middle_0 = block(nf, nf)
+        self.G_middle_1 = block(nf, nf)
+        widths = [nf >> i for i in range(6 if config.num_upsampling_layers == "most" else 5)]
+        for i, (fin, fout) in enumerate(pairwise(widths)):
+            self.add_module(f"up_{i}", block(fin, fout))
+        self.conv_img = nn.Conv2d(widths[-1], 3, 3, padding=1)
+
+    def forward(self, seg: Semantics, z: Tensor | None = None) -> Tensor:
+        if self.config.use_vae:
+            x = self.fc(z).unflatten(1, (-1, *self.config.latent))
+        else:
+            h, w = seg.shape[-2:] if isinstance(seg, Tensor) else seg.size
+            x = self.fc(seg, (h // self.config.stride, w // self.config.stride))
+        x = self.head_0(x, seg)
+        x = self.G_middle_0(x, seg, upsample=True)
+        x = self.G_middle_1(x, seg, upsample=self.config.num_upsampling_layers != "normal")
+        for name, block in self.named_children():
+            if name.startswith("up_"):
+                x = block(x, seg, upsample=True)
+        return torch.tanh(self.conv_img(F.leaky_relu(x, 0.2)))
+
+
+class NLayerDiscriminator(nn.Module):
+    """Patch discriminator [N,nc,H,W] -> the outputs of all its layers, the logits last."""
+
+    def __init__(self, nc: int, ndf: int, n_layers: int) -> None:
+        super().__init__()
+        self.model0 = nn.Sequential(nn.Conv2d(nc, ndf, 4, 2, 2), nn.LeakyReLU(0.2))
+        for n in range(1, n_layers):
+            fin, ndf = ndf, min(2 * ndf, 512)
+            conv = spectral_norm(nn.Conv2d(fin, ndf, 4, 1 if n == n_layers - 1 else 2, 2, bias=False))
+            self.add_module(f"model{n}", nn.Sequential(nn.Sequential(conv), InstanceNormAct(ndf, 0.2)))
+        self.add_module(f"model{n_layers}", nn.Sequential(nn.Conv2d(ndf, 1, 4, 1, 2)))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        outputs = []
+        for layer in self.children():
+            x = layer(x)
+            outputs.append(x)
+        return outputs
+
+
+class MultiscaleDiscriminator(nn.Module):
+    """Patch discriminators of label map and image together, at full resolution, at half, ..."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        nc = config.semantic_nc + 3
+        for i in range(config.num_D):
+            self.add_module(f"discriminator_{i}", NLayerDiscriminator(nc, config.ndf, config.n_layers_D))
+
+    def forward(self, seg: Semantics, images: Tensor) -> Features:
+        """images [kN,3,H,W] of the N label maps, k times over."""
+        semantics = dense(seg, images.shape[-2:])
+        x = torch.cat([semantics.repeat(len(images) // len(semantics), 1, 1, 1), images], 1)
+        outputs = []
+        for discriminator in self.children():
+            outputs.append(discriminator(x))
+            x = F.avg_pool2d(x, 3, 2, 1, count_include_pad=False)
+        return outputs
+
+
+class ConvEncoder(nn.Module):
+    """Images [N,3,H,W] to the mean and log variance [N,256] of their style."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        nf = config.ngf
+        for n, (fin, fout) in enumerate(pairwise([3, nf, 2 * nf, 4 * nf, 8 * nf, 8 * nf, 8 * nf]), 1):
+            conv = spectral_norm(nn.Conv2d(fin, fout, 3, 2, 1, bias=False))
+            self.add_module(f"layer{n}", nn.Sequential(conv, InstanceNormAct(fout, 0.2)))
+        self.fc_mu = nn.Linear(8 * nf * 4 * 4, Z_DIM)
+        self.fc_var = nn.Linear(8 * nf * 4 * 4, Z_DIM)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        if images.shape[-2:] != (256, 256):
+            images = F.interpolate(images, size=(256, 256), mode="bilinear")
+        for n in range(1, 7):
+            images = self.get_submodule(f"layer{n}")(images)
+        style = images.flatten(1)
+        return self.fc_mu(style), self.fc_var(style)
+
+
+class System(_system.System):
+    """Generator, discriminator and, with use_vae, encoder; one generator step, then one discriminator step."""
+
+    Config = Config
+    PRESETS = PRESETS
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.nets["G"] = SPADEGenerator(config)
+        self.nets["D"] = MultiscaleDiscriminator(config)
+        if config.use_vae:
+            self.nets["E"] = ConvEncoder(config)
+        if config.lambda_vgg and config.vgg_weights:
+            self.fixed["VGG"] = VGG19(config.vgg_weights)
+        elif config.lambda_vgg:
+            logging.getLogger(__name__).warning("spade: vgg_weights names no file, so there is no perceptual term")
+        self.gan = GAN_LOSSES[config.gan_mode]
+        betas, rate = (config.beta1, config.beta2), 2 if config.ttur else 1
+        generator = tuple(name for name in self.nets if name != "D")
+        self.phases = [
+            Phase("G", generator, self.generator_loss, Adam(config.lr / rate, betas), every=config.D_steps_per_G),
+            Phase("D", ("D",), self.discriminator_loss, Adam(config.lr * rate, betas)),
+        ]
+
+    def init_weights(self) -> None:
+        """Xavier normal with gain 0.02; biases zero."""
+        for parameter in self.nets.parameters():
+            if parameter.ndim > 1:
+                nn.init.xavier_normal_(parameter, 0.02)
+            else:
+                nn.init.zeros_(parameter)
+
+    @property
+    def plan_sizes(self) -> list[tuple[int, int]]:
+        (h, w), stride = self.config.latent, self.config.stride
+        return [(h << i, w << i) for i in range(stride.bit_length())]
+
+    def decay(self, epoch: int) -> float:
+        """1 up to epoch niter + 1, then a line to 0 after epoch niter + niter_decay; always 1 without niter_decay."""
+        if not self.config.niter_decay:
+            return 1.0
+        return min(1.0, max(0.0, 1 - (epoch - 1 - self.config.niter) / self.config.niter_decay))
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Add `semantics`: the batch's plan, else one made of `label` and `instance` ([N,1,H,W] integers)."""
+        if "semantics" in batch:
+            return batch
+        plan = batch.get("plan")
+        if plan is None:
+            instances = batch["instance"] if self.config.instance else None
+            plan = labels.plan(batch["label"], self.config.num_classes, instances=instances)
+        if plan.num_channels != self.config.semantic_nc:
+            classes = f"{self.config.num_classes} classes and {int(self.config.instance)} for instance edges"
+            raise ValueError(f"label plan of {plan.num_channels} channels: the networks take {classes}")
+        return {**batch, "semantics": plan}
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Style drawn from the encoder's normal distribution, its mean and its log variance."""
+        mu, logvar = self.nets["E"](images)
+        return self.randn(mu.shape, mu) * torch.exp(0.5 * logvar) + mu, mu, logvar
+
+    def discriminate(self, batch: Batch, fake: Tensor) -> tuple[Features, Features]:
+        """Outputs for fake and real images, from one pass over both."""
+        outputs = self.nets["D"](batch["semantics"], torch.cat([fake, batch["image"]]))
+        n = len(fake)
+        return [[x[:n] for x in scale] for scale in outputs], [[x[n:] for x in scale] for scale in outputs]
+
+    def adversarial(self, outputs: Features, real: bool, generator: bool = False) -> Tensor:
+        """The GAN loss of the logits, averaged over scales."""
+        return torch.stack([self.gan(scale[-1], real, generator) for scale in outputs]).mean()
+
+    def generator_loss(self, batch: Batch) -> dict[str, Tensor]:
+        terms, z = {}, None
+        if self.config.use_vae:
+            z, mu, logvar = self.encode(batch["image"])
+            terms["KLD"] = self.config.lambda_kld * kl_divergence(mu, logvar)
+        fake = self.nets["G"](batch["semantics"], z)
+        on_fake, on_real = self.discriminate(batch, fake)
+        terms["GAN"] = self.adversarial(on_fake, real=True, generator=True)
+        if self.config.lambda_feat:
+            terms["GAN_Feat"] = self.config.lambda_feat * feature_matching(on_fake, on_real)
+        if "VGG" in self.fixed:
+            terms["VGG"] = self.config.lambda_vgg * perceptual(self.fixed["VGG"], fake, batch["image"])
+        return terms
+
+    def discriminator_loss(self, batch: Batch) -> dict[str, Tensor]:
+        with torch.no_grad():  # a second fake, by the generator just updated
+            z = self.encode(batch["image"])[0] if self.config.use_vae else None
+            fake = self.nets["G"](batch["semantics"], z)
+        on_fake, on_real = self.discriminate(batch, fake)
+        return {"D_Fake": self.adversarial(on_fake, real=False), "D_real": self.adversarial(on_real, real=True)}
+
+    @torch.no_grad()
+    def translate(self, batch: Batch) -> dict[str, Tensor]:
+        """{"fake": [N,3,H,W]} of any size without use_vae; with it of config.size, in the style of `image` if given."""
+        h, w = batch["label"].shape[-2:]
+        stride, z = self.config.stride, None
+        if self.config.use_vae:
+            height, width = self.config.size
+            if (h, w) != (height, width):
+                raise ValueError(f"label map of {h}x{w} pixels: with use_vae it must have {height}x{width}")
+            if "image" in batch:
+                z = self.encode(batch["image"])[0]
+            else:
+                z = self.randn((len(batch["label"]), Z_DIM), self.nets["G"].fc.weight)
+        if h % stride or w % stride:
+            batch = {name: pad_to(batch[name], stride) for name in ("label", "instance") if name in batch}
+        fake = self.nets["G"](self.prepare(batch)["semantics"], z)
+        return {"fake": fake[..., :h, :w]}
+
+    def load_original(self, path: str | Path, epoch: str = "latest") -> None:
+        """Load <epoch>_net_{G,D,E}.pth of a checkpoint folder (D may be absent), or one such file."""
+        path = Path(path)
+        if path.is_dir():
+            files = {name: path / f"{epoch}_net_{name}.pth" for name in self.nets}
+            if not files["D"].exists():
+                del files["D"]
+        else:
+            files = {path.stem.rpartition("_net_")[2]: path}
+        for name, file in files.items():
+            if name not in self.nets:
+                raise ValueError(f"{file}: expected a file name ending in _net_{' or '.join(self.nets)}.pth")
+            load_strictly(self.nets[name], torch.load(file, map_location="cpu", weights_only=True), file)
+
+
+def pad_to(x: Tensor, stride: int) -> Tensor:
+    """Pad [...,H,W] at the bottom and the right, by repeating the border, to multiples of `stride`."""
+    sides = [(side, -(-side // stride) * stride) for side in x.shape[-2:]]
+    rows, columns = (torch.arange(padded, device=x.device).clamp(max=side - 1) for side, padded in sides)
+    return x[..., rows[:, None], columns]
+
+
+def load_strictly(net: nn.Module, state: dict[str, Tensor], file: Path) -> None:
+    """load_state_dict that refuses any difference in keys or shapes, naming the first ones and the file."""
+    own = net.state_dict()
+    wrong = [f"no {key}" for key in own if key not in state]
+    wrong += [f"unexpected {key}" for key in state if key not in own]
+    wrong += [
+        f"{key} {list(state[key].shape)} instead of {list(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+        raise ValueError(f"{file} does not fit this {type(net).__name__}: {'; '.join(wrong[:8])}{more}")
+    net.load_state_dict(state)
