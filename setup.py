@@ -33,6 +33,7 @@ def ninja_file(target: Path, build: Path, torch: Path, nvcc: str | None) -> str:
     common = "-O3 -std=c++17 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -Wall -Wno-unknown-pragmas"
     stable = f"-DTORCH_TARGET_VERSION=0x020b000000000000ULL -isystem {torch}/include"
     lines = [
+        f"builddir = {build}",
         f"rule cxx\n  command = {cxx} -MMD -MF $out.d {common} $flags -c $in -o $out\n  depfile = $out.d",
         f"rule link\n  command = {cxx} -shared $in -o $out $flags",
     ]
@@ -63,13 +64,17 @@ def ninja_file(target: Path, build: Path, torch: Path, nvcc: str | None) -> str:
     if nvcc and (ROOT / "csrc" / "cuda.cpp").exists():
         archs = " ".join(f"-gencode arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHITECTURES)
         cuda_root = Path(nvcc).resolve().parent.parent
-        lines.append(f"rule nvcc\n  command = {nvcc} -O3 -std=c++17 -Xcompiler -fPIC,-fvisibility=hidden {archs} -c $in -o $out")
+        lines.append(
+            f"rule nvcc\n  command = {nvcc} -O3 -std=c++17 -Xcompiler -fPIC,-fvisibility=hidden {archs} -c $in -o $out"
+        )
         # Only the name of libtorch_cuda is needed at link time: a CPU build of torch does not ship it.
         lines.append(f"rule stub\n  command = echo | {cxx} -shared -x c - -o $out -Wl,-soname,libtorch_cuda.so")
         lines.append(f"rule culink\n  command = {nvcc} -shared -cudart=static $in -o $out $flags")
         stub = f"{build}/libtorch_cuda.so"
         flags = f"{stable} -DUSE_CUDA -isystem {cuda_root}/include"
-        made = objects([ROOT / "csrc" / "cuda.cpp"], "cxx", flags) + objects(sorted((ROOT / "kernels").glob("*.cu")), "nvcc", "")
+        made = objects([ROOT / "csrc" / "cuda.cpp"], "cxx", flags) + objects(
+            sorted((ROOT / "kernels").glob("*.cu")), "nvcc", ""
+        )
         lines.append(
             f"build {stub}: stub\nbuild {target}/_C_cuda.so: culink {' '.join(made)} | {stub}\n"
             f"  flags = -L{torch}/lib -L{build} -Xlinker --no-as-needed -ltorch_cuda -ltorch_cpu -lc10"

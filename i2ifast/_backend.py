@@ -98,6 +98,11 @@ def why_not(backend: str, stem: str, name: str, x: Tensor) -> str:
     return ""
 
 
+def fast() -> bool:
+    """Whether routes through other libraries' kernels may be taken: everywhere but on the forced reference."""
+    return _forced != "reference"
+
+
 # CUDA C++ kernels that measure faster than Triton: kernel -> whether to take it for this x.
 prefer_cuda: dict[str, Callable[[Tensor], bool]] = {}
 

@@ -142,6 +142,11 @@ def _moments(per_sample: bool) -> Case:
     )
 
 
+def _linear_inputs(shape, g):
+    n, c, h, w = shape
+    return {"x": normal(g, n * h * w, c), "weight": normal(g, 2 * c, c), "bias": normal(g, 2 * c)}
+
+
 def _gather_inputs(shape, g):
     n, c, h, w = shape
     count, members = 11, 5
@@ -169,11 +174,14 @@ CASES = [
     *[_style(kind, act) for kind, act in (("instance", "relu"), ("batch", 0.2), ("none", "none"), ("fixed", 0.2))],
     _moments(True),
     _moments(False),
+    Case("linear", _linear_inputs, ops.linear, F.linear),
     Case("gather_sum", _gather_inputs, ops.gather_sum, _gather_plain),
 ]
 
 
-def inputs(case: Case, shape: tuple[int, int, int, int], dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> Tensors:
+def inputs(
+    case: Case, shape: tuple[int, int, int, int], dtype: torch.dtype, device: str = "cpu", seed: int = 0
+) -> Tensors:
     """Inputs of a case: floating-point tensors in `dtype`, exactly representable in it."""
     made = case.make(shape, torch.Generator().manual_seed(seed))
     return {k: (v.to(dtype) if v.is_floating_point() else v).to(device) for k, v in made.items()}

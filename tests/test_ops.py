@@ -41,7 +41,9 @@ def run(function, tensors: dict, upstream_seed: int = 1) -> dict[str, torch.Tens
     g = torch.Generator().manual_seed(upstream_seed)
     ups = [torch.randn(o.shape, generator=g, dtype=torch.float64).to(o) for o in outs]
     grads = torch.autograd.grad(outs, list(leaves.values()), ups)
-    return {f"out{i}": o.detach() for i, o in enumerate(outs)} | {f"d{k}": v for k, v in zip(leaves, grads, strict=True)}
+    return {f"out{i}": o.detach() for i, o in enumerate(outs)} | {
+        f"d{k}": v for k, v in zip(leaves, grads, strict=True)
+    }
 
 
 def assert_within_twice(ours: dict, plain: dict, truth: dict, dtype: torch.dtype, terms: float = 0.0) -> None:
@@ -57,7 +59,9 @@ def assert_within_twice(ours: dict, plain: dict, truth: dict, dtype: torch.dtype
         error = (ours[name].double().cpu() - exact).abs().max().item()
         allowed = (plain[name].double().cpu() - exact).abs().max().item()
         scale = max(exact.abs().max().item(), terms if name == "dx" else 0.0)
-        assert error <= 2 * (0.0 if math.isnan(allowed) else allowed) + 4 * eps * scale, f"{name}: {error:.3g} against plain PyTorch's {allowed:.3g}"
+        assert error <= 2 * (0.0 if math.isnan(allowed) else allowed) + 4 * eps * scale, (
+            f"{name}: {error:.3g} against plain PyTorch's {allowed:.3g}"
+        )
 
 
 def terms_of(case: Case, tensors: dict) -> float:
@@ -105,7 +109,13 @@ def test_hard_statistics(case, mean, std):
     tensors["x"] = (mean + std * tensors["x"].double()).float()
     truth, plain = truth_of(case, tensors), run(case.plain, tensors)
     for layout in ("contiguous", "channels_last"):
-        assert_within_twice(run(case.ours, {**tensors, "x": layouts(tensors["x"])[layout]}), plain, truth, torch.float32, terms_of(case, tensors))
+        assert_within_twice(
+            run(case.ours, {**tensors, "x": layouts(tensors["x"])[layout]}),
+            plain,
+            truth,
+            torch.float32,
+            terms_of(case, tensors),
+        )
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
@@ -204,7 +214,10 @@ def test_every_small_shape(case):
     """Vector tails: every H, W in 1..9 and awkward channel counts, float32, both layouts."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(2, c, h, w) for h in range(1, 10) for w in range(1, 10) for c in (3, 31)]
-    shapes = [shapes[i] for i in torch.randperm(len(shapes), generator=generator)[:24].tolist()] + [(5, 64, 1, 9), (1, 1000, 2, 1)]
+    shapes = [shapes[i] for i in torch.randperm(len(shapes), generator=generator)[:24].tolist()] + [
+        (5, 64, 1, 9),
+        (1, 1000, 2, 1),
+    ]
     for shape in shapes:
         tensors = inputs(case, shape, torch.float32)
         truth, plain = truth_of(case, tensors), run(case.plain, tensors)

@@ -34,7 +34,9 @@ def statistics_of(
         return tuple(fixed_statistics(n.running_mean, n.running_var, n.eps) for n in norms)
     group = synchronised_group() if synchronise and norm.training else ""
     if norm.training and not group and x.numel() == x.size(1):
-        raise ValueError(f"batch norm in training: one value per channel has no variance, got x of shape {list(x.shape)}")
+        raise ValueError(
+            f"batch norm in training: one value per channel has no variance, got x of shape {list(x.shape)}"
+        )
     statistics, var, count = batch_statistics(x, norm.eps, group)
     for each in norms:
         if each.training and each.running_mean is not None:

@@ -27,9 +27,10 @@ def plan_of(seg: Tensor | LabelPlan) -> LabelPlan | None:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [M, K] @ weight [L, K]^T + bias, through the faster route of the device.
 
-    On the CPU oneDNN runs a 1x1 convolution at twice the rate of the GEMM behind F.linear.
+    On the CPU oneDNN runs a 1x1 convolution at twice the rate of the GEMM behind F.linear (and PyTorch takes oneDNN for one only
+    past 20480 inputs and with several threads).
     """
-    if x.device.type != "cpu" or x.dtype is torch.float64 or x.size(0) == 0:
+    if x.device.type != "cpu" or x.dtype is torch.float64 or x.numel() <= 20480 or torch.get_num_threads() == 1:
         return F.linear(x, weight, bias)
     y = F.conv2d(x.t()[None, :, None], weight[:, :, None, None], bias)
     return y[0, :, 0].t()
@@ -90,7 +91,9 @@ def table_rows(level: Level, hidden: Tensor, weight: Tensor, bias: Tensor) -> Te
     out, channels, k, _ = weight.shape
     centre = k * k // 2 * out
     taps = linear(
-        hidden, weight.permute(2, 3, 0, 1).reshape(k * k * out, channels), F.pad(bias, (centre, k * k * out - centre - out))
+        hidden,
+        weight.permute(2, 3, 0, 1).reshape(k * k * out, channels),
+        F.pad(bias, (centre, k * k * out - centre - out)),
     )
     return sum_bags(taps.reshape(-1, out), level.table.bags, level.table.bags_t)
 

@@ -22,7 +22,9 @@ class Table(NamedTuple):
     segments: Segments | None
 
 
-def modulation(seg: Tensor | LabelPlan, size: tuple[int, int], shared: nn.Conv2d, gamma: nn.Conv2d, beta: nn.Conv2d) -> Table | Tensor:
+def modulation(
+    seg: Tensor | LabelPlan, size: tuple[int, int], shared: nn.Conv2d, gamma: nn.Conv2d, beta: nn.Conv2d
+) -> Table | Tensor:
     """(gamma, beta) = conv(relu(conv(seg resized to `size`))): a table, or a dense map [N, 2C, H, W] where that is cheaper."""
     weight = torch.cat([gamma.weight, beta.weight])
     bias = torch.cat([gamma.bias, beta.bias])
@@ -33,7 +35,11 @@ def modulation(seg: Tensor | LabelPlan, size: tuple[int, int], shared: nn.Conv2d
     level = plan.level(size, shared.kernel_size[0])
     hidden = hidden_rows(plan, level, shared.weight, shared.bias)
     if table_pays(level):
-        return Table(table_rows(level, hidden, weight, bias), level.table.patches, level.table.segments if hidden.is_cuda else None)
+        return Table(
+            table_rows(level, hidden, weight, bias),
+            level.table.patches,
+            level.table.segments if hidden.is_cuda else None,
+        )
     return F.conv2d(expand(hidden, level.hidden.patches, level.hidden.segments), weight, bias, padding=gamma.padding)
 
 

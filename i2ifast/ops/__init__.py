@@ -2,6 +2,7 @@
 
 from .gather_sum import gather_sum
 from .label_patches import label_patches
+from .linear import PackedLinear, linear
 from .modulate import modulate
 from .modulate_style import modulate_style
 from .modulate_table import Segments, modulate_table
@@ -13,9 +14,10 @@ from .moments import (
     moments,
     no_statistics,
 )
-
+from .spectral_weight import spectral_weight
 
 __all__ = [
+    "PackedLinear",
     "Segments",
     "Statistics",
     "batch_statistics",
@@ -23,10 +25,11 @@ __all__ = [
     "gather_sum",
     "instance_statistics",
     "label_patches",
+    "linear",
     "modulate",
     "modulate_style",
     "modulate_table",
     "moments",
     "no_statistics",
-
+    "spectral_weight",
 ]

@@ -6,7 +6,6 @@ from torch import Tensor
 from .. import _backend
 from . import _modulation as m
 from ._op import (
-    accumulation_dtype,
     activate,
     autograd,
     check_4d,

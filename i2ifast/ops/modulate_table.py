@@ -208,6 +208,17 @@ def modulate_table(
     order, offsets = (None, None) if segments is None else segments
     slope2 = None if act2 is None else slope_of(act2)
     y, y2 = torch.ops.i2ifast.modulate_table(
-        x, table.to(mean.dtype), patches.contiguous(), order, offsets, mean, rstd, of_x, slope_of(act), slope2, upsample, group
+        x,
+        table.to(mean.dtype),
+        patches.contiguous(),
+        order,
+        offsets,
+        mean,
+        rstd,
+        of_x,
+        slope_of(act),
+        slope2,
+        upsample,
+        group,
     )
     return y if slope2 is None else (y, y2)

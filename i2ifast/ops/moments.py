@@ -38,9 +38,7 @@ def _moments(x: Tensor, per_sample: bool) -> tuple[Tensor, Tensor]:
     if backend == "reference":
         return reference_forward(x, per_sample)
     mean, var = _empty(x, per_sample)
-    _backend.kernel(backend, "moments", "moments")(
-        x.contiguous(memory_format=memory_format(x)), per_sample, mean, var
-    )
+    _backend.kernel(backend, "moments", "moments")(x.contiguous(memory_format=memory_format(x)), per_sample, mean, var)
     return mean, var
 
 

@@ -1,4 +1,4 @@
-"""Spectral normalisation of a weight: power iteration and division by the spectral norm, and its backward, an op each."""
+"""Spectral normalisation of a weight: power iteration and division by the norm are one op, their backward another."""
 
 from typing import Any
 
@@ -125,14 +125,14 @@ def spectral_weight(
     """Divide a weight by its spectral norm, as estimated by power iteration (Miyato et al. 2018).
 
     With W = weight as a matrix [O, I] and normalize(t) = t / max(|t|, eps): `iterations` times v = normalize(W^T u),
-    u = normalize(W v); then sigma = u . (W v). Returns (weight / sigma, u, v, sigma), none of them sharing memory with the
-    arguments; `iterations = 0` takes u and v as they are.
+    u = normalize(W v); then sigma = u . (W v). Returns (weight / sigma, u, v, sigma), none of them sharing memory with
+    the arguments; `iterations = 0` takes u and v as they are.
 
-    weight [O, ...] of two dimensions or more; u [O]; v [I], in the order of the elements of weight[0]. The first result has
-    the layout of the weight, sigma [] is float32 (float64 for float64).
+    weight [O, ...] of two dimensions or more; u [O]; v [I], in the order of the elements of weight[0]. The first result
+    has the layout of the weight, sigma [] is float32 (float64 for float64).
     Gradients of the weight, of any order, go through sigma; u, v and sigma are constants:
     dweight = (dy - <dy, weight / sigma> u v^T) / sigma.
-    Raises ValueError for shapes, devices or iterations that do not fit, TypeError for a weight that is not floating point.
+    Raises ValueError for shapes, devices or iterations that do not fit, TypeError for a weight of integers.
     """
     if weight.dim() < 2:
         raise ValueError(f"weight: expected two dimensions or more, got shape {list(weight.shape)}")
