@@ -1,8 +1,9 @@
-"""Builds the compiled libraries when a compiler, torch's headers and ninja are there; installs the pure-Python library when not.
+"""Builds the compiled libraries when a compiler, torch's headers and ninja are there; installs the pure-Python library
+when not.
 
-torch is neither imported nor a build requirement: an isolated build would fetch another torch. Its headers are read from the
-environment that the library is installed into. Everything torch-facing uses the stable ABI of torch >= 2.11, so one build serves
-later versions, and CPU and CUDA builds of torch.
+torch is neither imported nor a build requirement: an isolated build would fetch another torch. Its headers are read
+from the environment that the library is installed into. Everything torch-facing uses the stable ABI of torch >= 2.11,
+so one build serves later versions, and CPU and CUDA builds of torch.
 """
 
 import os
@@ -26,7 +27,7 @@ CUDA_ARCHITECTURES = os.environ.get("I2IFAST_CUDA_ARCHITECTURES", "80;90;100").s
 
 
 def ninja_file(target: Path, build: Path, torch: Path, nvcc: str | None) -> str:
-    """The whole build as ninja rules: kernels per instruction set, then one library per device, then the label module."""
+    """The build as ninja rules: kernels per instruction set, one library per device, the label module."""
     import pybind11
 
     cxx = os.environ.get("CXX", "g++")

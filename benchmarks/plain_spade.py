@@ -1,4 +1,4 @@
-"""The SPADE networks in plain PyTorch, computed as published: the rival that every row of the benchmark is measured against.
+"""The SPADE networks in plain PyTorch, computed as published: the rival of every row of the benchmark.
 
 State-dict keys are those of i2ifast.models.spade, so that one set of weights runs in both.
 """
@@ -127,7 +127,9 @@ def discriminator_loss(g: nn.Module, d: nn.Module, seg: Tensor, real: Tensor) ->
 
 def train_step(g: nn.Module, d: nn.Module, optimizers: tuple, seg: Tensor, real: Tensor) -> None:
     """One iteration: a generator step, then a discriminator step with a second fake."""
-    for net, other, loss, optimizer in zip((g, d), (d, g), (generator_loss, discriminator_loss), optimizers, strict=True):
+    for net, other, loss, optimizer in zip(
+        (g, d), (d, g), (generator_loss, discriminator_loss), optimizers, strict=True
+    ):
         net.requires_grad_(True)
         other.requires_grad_(False)
         optimizer.zero_grad()

@@ -18,7 +18,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm as TorchSpectralNorm
 
 from .nn._norm import statistics_of
 from .nn.instance import instance_norm_act
-from .nn.spade import SPADE, apply, modulation
+from .nn.spade import SPADE, Modulator, apply
 from .nn.spectral import SpectralNorm, adopt, release
 from .ops import no_statistics
 
@@ -150,7 +150,7 @@ class _SpadeLayer(_Changed):
             return super().forward(*args, **kwargs)
         x, segmap = args
         norm, shared, gamma, beta = parts
-        by = modulation(segmap, tuple(x.shape[2:]), shared, gamma, beta)
+        by = Modulator(shared, gamma, beta)(segmap, tuple(x.shape[2:]))
         if norm.training and not _is_torchs(norm):
             # Others' synchronisation is theirs to do.
             return apply(norm(x), by, no_statistics(x))

@@ -4,4 +4,6 @@ from pathlib import Path
 
 
 def pytest_addoption(parser):
-    parser.addoption("--golden", default=str(Path(__file__).parent / "golden"), help="folder of recorded cases to run against")
+    parser.addoption(
+        "--golden", default=str(Path(__file__).parent / "golden"), help="folder of recorded cases to run against"
+    )

@@ -49,7 +49,8 @@ def run(function, tensors: dict, upstream_seed: int = 1) -> dict[str, torch.Tens
 def assert_within_twice(ours: dict, plain: dict, truth: dict, dtype: torch.dtype, terms: float = 0.0) -> None:
     """The one tolerance: our error is at most twice that of plain PyTorch in the same dtype, plus a floor of a few ulp.
 
-    `terms`: size of the terms that dx is a difference of; its rounding is relative to these, not to what is left of them.
+    `terms`: size of the terms that dx is a difference of; its rounding is relative to these, not to what is left of
+    them.
     """
     eps = torch.finfo(dtype).eps
     for name, exact in truth.items():

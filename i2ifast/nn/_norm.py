@@ -21,9 +21,9 @@ def statistics_of(
 ) -> tuple[Statistics, ...]:
     """What each of `norms`, batch or instance norms without affine parameters, normalises the same x with.
 
-    One pass over x serves them all; running buffers are updated. `repeats`: how often every element of x occurs in the map that
-    the layers are said to normalise (4 for one upsampled x2 by nearest): mean and variance are the same, the unbiased running
-    variance is not.
+    One pass over x serves them all; running buffers are updated. `repeats`: how often every element of x occurs in the
+    map that the layers are said to normalise (4 for one upsampled x2 by nearest): mean and variance are the same, the
+    unbiased running variance is not.
     """
     norm = norms[0]
     if isinstance(norm, nn.InstanceNorm2d):

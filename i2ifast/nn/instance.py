@@ -9,8 +9,8 @@ from ..ops import instance_statistics, modulate_style, moments
 class InstanceNormAct(nn.Module):
     """act(instance_norm(x)): in one pass over x for the statistics and one to write y.
 
-    Stands for an InstanceNorm2d (affine or not, without running statistics) and the activation behind it. `act`: 'none', 'relu',
-    or the slope of a leaky relu. With `affine`, weight and bias [C] as in torch.nn.InstanceNorm2d.
+    Stands for an InstanceNorm2d (affine or not, without running statistics) and the activation behind it. `act`:
+    'none', 'relu', or the slope of a leaky relu. With `affine`, weight and bias [C] as in torch.nn.InstanceNorm2d.
     Ulyanov et al., Instance Normalization, 2016.
     """
 
@@ -26,7 +26,8 @@ class InstanceNormAct(nn.Module):
 def instance_norm_act(
     x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, act: str | float = "none", eps: float = 1e-5
 ) -> Tensor:
-    """act((x - mean) / sqrt(var + eps) * weight + bias) with statistics of every (sample, channel) plane; weight, bias [C]."""
+    """act((x - mean) / sqrt(var + eps) * weight + bias) with statistics of every (sample, channel) plane; weight, bias
+    [C]."""
     style = None
     if weight is not None:
         style = torch.cat([weight - 1, bias]).expand(x.size(0), -1)
@@ -34,11 +35,11 @@ def instance_norm_act(
 
 
 class AdaIN(nn.Module):
-    """y = act((1 + gamma) * (x - mean) * rstd + beta): Huang and Belongie, Arbitrary Style Transfer in Real-time, ICCV 2017.
+    """y = act((1 + gamma) * (x - mean) * rstd + beta): Huang and Belongie, Arbitrary Style Transfer, ICCV 2017.
 
-    `forward(x, style)`: style is a vector [N, 2C] of (gamma, beta) that a network predicts, or a feature map [N, C, H', W'] whose
-    mean and standard deviation per channel x takes: std(style) * (x - mean(x)) / std(x) + mean(style), std = sqrt(unbiased variance
-    + eps) as in the style transfer network.
+    `forward(x, style)`: style is a vector [N, 2C] of (gamma, beta) that a network predicts, or a feature map [N, C, H',
+    W'] whose mean and standard deviation per channel x takes: std(style) * (x - mean(x)) / std(x) + mean(style), std =
+    sqrt(unbiased variance + eps) as in the style transfer network.
     """
 
     def __init__(self, act: str | float = "none", eps: float = 1e-5) -> None:

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..labels import LabelPlan
-from ..ops import Segments, Statistics, modulate, modulate_table
+from ..ops import PackedLinear, Segments, Statistics, fixed_statistics, linear, modulate, modulate_table
 from ._norm import statistics_of
-from .label_conv import expand, hidden_rows, plan_of, resized, table_pays, table_rows
+from .label_conv import centred, expand, plan_of, resized, sum_windows, table_pays, tap_matrix
 from .spectral import spectral_norm
 
 
@@ -22,31 +22,44 @@ class Table(NamedTuple):
     segments: Segments | None
 
 
-def modulation(
-    seg: Tensor | LabelPlan, size: tuple[int, int], shared: nn.Conv2d, gamma: nn.Conv2d, beta: nn.Conv2d
-) -> Table | Tensor:
-    """(gamma, beta) = conv(relu(conv(seg resized to `size`))): a table, or a dense map [N, 2C, H, W] where that is cheaper."""
-    weight = torch.cat([gamma.weight, beta.weight])
-    bias = torch.cat([gamma.bias, beta.bias])
-    plan = plan_of(seg)
-    if plan is None:
-        hidden = F.relu(F.conv2d(resized(seg, size), shared.weight, shared.bias, padding=shared.padding))
-        return F.conv2d(hidden, weight, bias, padding=gamma.padding)
-    level = plan.level(size, shared.kernel_size[0])
-    hidden = hidden_rows(plan, level, shared.weight, shared.bias)
-    if table_pays(level):
-        return Table(
-            table_rows(level, hidden, weight, bias),
-            level.table.patches,
-            level.table.segments if hidden.is_cuda else None,
-        )
-    return F.conv2d(expand(hidden, level.hidden.patches, level.hidden.segments), weight, bias, padding=gamma.padding)
+class Modulator:
+    """(gamma, beta) = conv(relu(conv(seg))), for whatever holds the three convolutions.
+
+    Gamma and beta are one convolution of 2C outputs. With `fixed`, for inference, weights are laid out once.
+    """
+
+    def __init__(self, shared: nn.Conv2d, gamma: nn.Conv2d, beta: nn.Conv2d, fixed: bool = False) -> None:
+        self.shared, self.padding, self.kernel = shared, gamma.padding, shared.kernel_size[0]
+        self.weight = torch.cat([gamma.weight, beta.weight])  # [2C, hidden, k, k]
+        self.bias = torch.cat([gamma.bias, beta.bias])
+        self.fixed = (PackedLinear(*self._first()), PackedLinear(*self._second())) if fixed else None
+
+    def _first(self) -> tuple[Tensor, Tensor | None]:
+        return tap_matrix(self.shared.weight), None
+
+    def _second(self) -> tuple[Tensor, Tensor]:
+        return tap_matrix(self.weight), centred(self.bias, self.kernel**2)
+
+    def __call__(self, seg: Tensor | LabelPlan, size: tuple[int, int]) -> Table | Tensor:
+        """For seg resized to `size` by nearest: a table, or a dense map [N, 2C, H, W] where that is cheaper."""
+        plan = plan_of(seg)
+        if plan is None:
+            hidden = F.conv2d(resized(seg, size), self.shared.weight, self.shared.bias, padding=self.shared.padding)
+            return F.conv2d(F.relu(hidden), self.weight, self.bias, padding=self.padding)
+        first, second = self.fixed or (lambda x: linear(x, *self._first()), lambda x: linear(x, *self._second()))
+        level = plan.level(size, self.kernel)
+        rows = first(plan.values.to(self.weight.dtype)).view(-1, self.shared.out_channels)
+        hidden = F.relu(sum_windows(rows, level.hidden) + self.shared.bias)
+        if not table_pays(level):
+            return F.conv2d(expand(hidden, level.hidden), self.weight, self.bias, padding=self.padding)
+        rows = sum_windows(second(hidden).view(-1, self.bias.numel()), level.table)
+        return Table(rows, level.table.patches, level.table.segments if rows.is_cuda else None)
 
 
 def apply(
     x: Tensor, by: Table | Tensor, statistics: Statistics, act: str | float = "none", upsample: bool = False
 ) -> Tensor:
-    """act(norm(x) * (1 + gamma) + beta) with (gamma, beta) as `modulation` gives them."""
+    """act(norm(x) * (1 + gamma) + beta) with (gamma, beta) as a Modulator gives them."""
     if isinstance(by, Table):
         return modulate_table(x, by.rows, by.patches, statistics, act, upsample=upsample, segments=by.segments)
     return modulate(upsampled(x) if upsample else x, by, None, statistics, act)
@@ -56,14 +69,16 @@ def upsampled(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
+def _fixed(norm: nn.Module) -> Statistics:
+    return fixed_statistics(norm.running_mean, norm.running_var, norm.eps)
+
+
 def rebase(table: Tensor, before: Statistics, after: Statistics) -> Tensor:
-    """The table that does to x normalised by `after` what `table` does to x normalised by `before` (both constants, G = 1).
+    """The table that does to x normalised by `after` what `table` does to x normalised by `before` (constants, G = 1).
 
     (x - m) * r * (1 + gamma) + beta = (x - m') * r' * (1 + gamma') + beta' with 1 + gamma' = r / r' * (1 + gamma) and
     beta' = beta + (m' - m) * r * (1 + gamma).
     """
-    if before is after:
-        return table
     scale, beta = (1 + table[:, : table.size(1) // 2]) * before.rstd, table[:, table.size(1) // 2 :]
     return torch.cat([scale / after.rstd - 1, beta + (after.mean - before.mean) * scale], 1)
 
@@ -71,8 +86,9 @@ def rebase(table: Tensor, before: Statistics, after: Statistics) -> Tensor:
 class SPADE(nn.Module):
     """y = norm(x) * (1 + gamma) + beta, (gamma, beta) = conv(relu(conv(segmap))), segmap resized to x by nearest.
 
-    Drop-in for the original: `config_text` is 'spade' + (batch | syncbatch | instance) + k + 'x' + k; norm_nc channels of x,
-    label_nc channels of the segmentation map; the same state_dict keys and numbers. `seg` is a dense map [N, label_nc, H', W']
+    Drop-in for the original: `config_text` is 'spade' + (batch | syncbatch | instance) + k + 'x' + k; norm_nc channels
+    of x, label_nc channels of the segmentation map; the same state_dict keys and numbers. `seg` is a dense map [N,
+    label_nc, H', W']
     with any values, or a LabelPlan. Label maps take exact tables of their distinct windows, everything else (soft maps,
     maps that require grad, small or noisy ones) dense convolutions: the same result up to summation order.
     Batch statistics are synchronised over all ranks for 'syncbatch' where torch.distributed is initialised.
@@ -89,9 +105,16 @@ class SPADE(nn.Module):
         self.mlp_shared = nn.Sequential(nn.Conv2d(label_nc, nhidden, ks, padding=ks // 2), nn.ReLU())
         self.mlp_gamma = nn.Conv2d(nhidden, norm_nc, ks, padding=ks // 2)
         self.mlp_beta = nn.Conv2d(nhidden, norm_nc, ks, padding=ks // 2)
+        self.to(memory_format=torch.channels_last)  # taps of the weights are rows then, see tap_matrix
+        self._baked: Modulator | None = None
 
-    def modulation(self, seg: Tensor | LabelPlan, size: tuple[int, int]) -> Table | Tensor:
-        return modulation(seg, size, self.mlp_shared[0], self.mlp_gamma, self.mlp_beta)
+    @property
+    def modulation(self) -> Modulator:
+        return self._baked or Modulator(self.mlp_shared[0], self.mlp_gamma, self.mlp_beta)
+
+    def bake(self) -> None:
+        """Lay the weights out once, for inference: later changes of the parameters have no effect."""
+        self._baked = Modulator(self.mlp_shared[0], self.mlp_gamma, self.mlp_beta, fixed=True)
 
     def forward(self, x: Tensor, seg: Tensor | LabelPlan, act: str | float = "none", upsample: bool = False) -> Tensor:
         """x [N, C, H, W] -> act(...) of the same shape, or x2 with `upsample`, which first upsamples x by nearest."""
@@ -102,9 +125,10 @@ class SPADE(nn.Module):
 
 
 class SPADEResnetBlock(nn.Module):
-    """y = shortcut + conv_1(lrelu(norm_1(conv_0(lrelu(norm_0(x)))))); shortcut = x, or conv_s(norm_s(x)) where fin != fout.
+    """y = shortcut + conv_1(lrelu(norm_1(conv_0(lrelu(norm_0(x)))))); shortcut = x, or conv_s(norm_s(x)) if fin != fout.
 
-    Drop-in for the original: `norm_G` is a SPADE config text, with 'spectral' before it for spectral norm on the convolutions.
+    Drop-in for the original: `norm_G` is a SPADE config text, with 'spectral' before it for spectral norm on the
+    convolutions.
     """
 
     def __init__(self, fin: int, fout: int, norm_G: str, semantic_nc: int, nhidden: int = 128) -> None:
@@ -135,6 +159,21 @@ class SPADEResnetBlock(nn.Module):
         h = self.conv_0(h)
         return shortcut + self.conv_1(self.norm_1(h, seg, 0.2))
 
+    def bake(self) -> None:
+        """Move the difference between the running statistics of norm_0 and norm_s into the weights of norm_s."""
+        if not self.learned_shortcut or isinstance(self.norm_0.param_free_norm, nn.InstanceNorm2d):
+            return
+        own, other = (_fixed(norm.param_free_norm) for norm in (self.norm_s, self.norm_0))
+        scale, shift = (own.rstd / other.rstd)[0], ((other.mean - own.mean) * own.rstd)[0]
+        gamma, beta = self.norm_s.mlp_gamma, self.norm_s.mlp_beta
+        # See `rebase`, of which this is the derivation applied to what makes the table.
+        beta.weight.add_(shift[:, None, None, None] * gamma.weight)
+        beta.bias.add_(shift * (1 + gamma.bias))
+        gamma.weight.mul_(scale[:, None, None, None])
+        gamma.bias.copy_(scale * (1 + gamma.bias) - 1)
+        self.norm_s.param_free_norm = self.norm_0.param_free_norm
+        self.norm_s.bake()
+
     def _norm_0_and_s(self, x: Tensor, seg: Tensor | LabelPlan, upsample: bool) -> tuple[Tensor, Tensor]:
         """Both norms read the same x with the same statistics: one pass, two outputs."""
         scale = 2 if upsample else 1
@@ -143,7 +182,8 @@ class SPADEResnetBlock(nn.Module):
         norms = [self.norm_0.param_free_norm, self.norm_s.param_free_norm]
         statistics, others = statistics_of(x, norms, scale * scale, self.norm_0.synchronise)
         if isinstance(first, Table):
-            rows = torch.cat([first.rows, rebase(second.rows, others, statistics)], 1)
+            same = norms[0] is norms[1] or others is statistics
+            rows = torch.cat([first.rows, second.rows if same else rebase(second.rows, others, statistics)], 1)
             return modulate_table(x, rows, first.patches, statistics, 0.2, "none", upsample, first.segments)
         x = upsampled(x) if upsample else x
         return modulate(x, first, None, statistics, 0.2), modulate(x, second, None, others)

@@ -12,7 +12,8 @@ ACTIVATIONS = {"none": 1.0, "relu": 0.0}
 
 
 def define(name: str, signature: str, implementation: Callable, fake: Callable) -> None:
-    """Define `i2ifast::name`, implemented for every device by `implementation`, which does its own choice of backend."""
+    """Define `i2ifast::name`, implemented for every device by `implementation`, which does its own choice of
+    backend."""
     _backend.lib.define(name + signature, tags=(torch.Tag.pt2_compliant_tag,))
     _backend.lib.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"i2ifast::{name}", fake, lib=_backend.lib)
@@ -23,7 +24,8 @@ def autograd(name: str, setup: Callable, backward: Callable) -> None:
 
 
 def second_order(name: str, gradient: Callable[..., Sequence[Tensor | None]]) -> None:
-    """Make `i2ifast::name`, a backward op, differentiable by differentiating `gradient`, its definition in plain PyTorch.
+    """Make `i2ifast::name`, a backward op, differentiable by differentiating `gradient`, its definition in plain
+    PyTorch.
 
     `gradient(*args)` takes the op's own arguments and returns its outputs as differentiable functions of them.
     """

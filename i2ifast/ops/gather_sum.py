@@ -49,9 +49,10 @@ autograd("gather_sum", _setup, _backward)
 def gather_sum(rows: Tensor, offsets: Tensor, index: Tensor, t_offsets: Tensor, t_index: Tensor) -> Tensor:
     """out[d] = sum of rows[index[i]] for i in offsets[d] .. offsets[d+1] - 1
 
-    rows [R, K]; offsets int32 [D+1]; index int32 [M]; out [D, K]. (t_offsets [R+1], t_index [M]) is the transposed list:
-    row r is used by the outputs t_index[t_offsets[r]:t_offsets[r+1]]. The op is linear and its adjoint is itself with the
-    two lists exchanged, so derivatives of every order are deterministic. Accumulates in float32 (float64 for float64).
+    rows [R, K]; offsets int32 [D+1]; index int32 [M]; out [D, K]. (t_offsets [R+1], t_index [M]) is the transposed
+    list: row r is used by the outputs t_index[t_offsets[r]:t_offsets[r+1]]. The op is linear and its adjoint is itself
+    with the two lists exchanged, so derivatives of every order are deterministic. Accumulates in float32 (float64 for
+    float64).
     """
     for name, t in (("offsets", offsets), ("index", index), ("t_offsets", t_offsets), ("t_index", t_index)):
         if t.dtype is not torch.int32:

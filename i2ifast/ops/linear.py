@@ -9,7 +9,8 @@ from ._op import autograd, define
 
 
 def _onednn(x: Tensor) -> bool:
-    """Whether oneDNN multiplies float32 here: measured at 2.3 times the rate of the MKL GEMM behind F.linear on AVX-512.
+    """Whether oneDNN multiplies float32 here: measured at 2.3 times the rate of the MKL GEMM behind F.linear on
+    AVX-512.
 
     torch's compiler calls it in the same way; where this op of torch's is not built in, F.linear stays.
     """

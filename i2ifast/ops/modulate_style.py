@@ -111,8 +111,8 @@ def modulate_style(
 ) -> Tensor:
     """y = act((x - mean) * rstd * (1 + style[n, c]) + style[n, C + c])
 
-    x [N, C, H, W]; style [N, 2C] (gamma, then beta), zeros if None: plain normalisation and activation in one pass. y like x.
-    Statistics default to none (x as it is). Raises ValueError for shapes or devices that do not fit.
+    x [N, C, H, W]; style [N, 2C] (gamma, then beta), zeros if None: plain normalisation and activation in one pass. y
+    like x. Statistics default to none (x as it is). Raises ValueError for shapes or devices that do not fit.
     """
     check_4d("x", x)
     statistics = no_statistics(x) if statistics is None else statistics

@@ -88,7 +88,8 @@ def _output(x: Tensor, upsample: bool, layout: torch.memory_format) -> Tensor:
 
 
 def _working_layout(backend: str, layout: torch.memory_format) -> torch.memory_format:
-    """The CPU kernels read table rows along channels: they know channels_last only, and two copies cost less than gathers."""
+    """The CPU kernels read table rows along channels: they know channels_last only, and two copies cost less than
+    gathers."""
     return torch.channels_last if backend == "cpu" else layout
 
 
@@ -190,9 +191,10 @@ def modulate_table(
     """y[n,c,p] = act((x - mean) * rstd * (1 + table[patches[n,p], c]) + table[patches[n,p], C + c])
 
     x [N, C, H, W]; table [D, 2C], gamma then beta; patches [N, H, W] int32 in 0..D-1; y like x.
-    With `act2`, table is [D, 4C] (gamma, beta, gamma2, beta2) and a second output, with its own modulation and activation,
-    is made from the same read of x. With `upsample`, x is first upsampled x2 by nearest, without ever existing at that size:
-    patches and y are [N, 2H, 2W]. Statistics default to none (x as it is). `segments` spare CUDA kernels a sort in backward.
+    With `act2`, table is [D, 4C] (gamma, beta, gamma2, beta2) and a second output, with its own modulation and
+    activation, is made from the same read of x. With `upsample`, x is first upsampled x2 by nearest, without ever
+    existing at that size: patches and y are [N, 2H, 2W]. Statistics default to none (x as it is). `segments` spare CUDA
+    kernels a sort in backward.
     Raises ValueError for shapes or devices that do not fit. Indices are not checked here: `labels.py` makes them.
     """
     check_4d("x", x)

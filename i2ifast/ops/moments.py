@@ -66,8 +66,8 @@ autograd("moments", _setup, _backward)
 def moments(x: Tensor, per_sample: bool = True) -> tuple[Tensor, Tensor]:
     """Mean and biased variance per channel: of each sample ([N, C]) or of the batch ([1, C]).
 
-    x [N, C, H, W]. float32 results for halves and float32, float64 for float64; accumulated around the local mean, so a large
-    mean costs no accuracy. Differentiable to any order. Empty x gives zeros.
+    x [N, C, H, W]. float32 results for halves and float32, float64 for float64; accumulated around the local mean, so a
+    large mean costs no accuracy. Differentiable to any order. Empty x gives zeros.
     """
     check_4d("x", x)
     return torch.ops.i2ifast.moments(x, per_sample)
