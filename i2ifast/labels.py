@@ -74,6 +74,7 @@ class LabelPlan:
     symbols: Tensor  # [N, H, W] int32: rows of values
     levels: dict[tuple[Size, int], Level] = field(default_factory=dict)
     windowed: dict[tuple[Size, int, int, int], Windows] = field(default_factory=dict)
+    pooled: dict[tuple[int, int, int], "LabelPlan"] = field(default_factory=dict, repr=False)
     maps: dict[Size, Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -104,6 +105,16 @@ class LabelPlan:
             self.windowed[key] = _windows(_resize(self.symbols, size), self.values.size(0), kernel, stride, padding)
         return self.windowed[key]
 
+    def avg_pool2d(self, kernel: int, stride: int, padding: int) -> "LabelPlan":
+        """The plan of F.avg_pool2d(dense(), ..., count_include_pad=False): soft vectors, but few distinct ones."""
+        key = (kernel, stride, padding)
+        if key not in self.pooled:
+            windows = self.windows(self.size, kernel, stride, padding)
+            offsets, index, _ = windows.bags
+            means = F.embedding_bag(index // kernel**2, self.values, offsets, mode="mean", include_last_offset=True)
+            self.pooled[key] = LabelPlan(means, windows.patches)
+        return self.pooled[key]
+
     def dense(self, size: Size | None = None) -> Tensor:
         """The conditioning map [N, nc, h, w] float32, channels_last, resized by nearest."""
         key = tuple(size or self.size)
@@ -131,7 +142,7 @@ class LabelPlan:
         return _unpack(self._pack(True))
 
     def _pack(self, pinned: bool = False) -> dict[str, Any]:
-        """All integer tensors as slices of one; dense maps are left out, being larger than what they are made from."""
+        """All integer tensors as slices of one; pooled plans and dense maps, quickly made, are left out."""
         slots: list[tuple[_Slot, Tensor]] = []
         total = 0
 

@@ -123,11 +123,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 # fmt: on
 
 
-def dense(seg: Semantics, size: tuple[int, int]) -> Tensor:
-    """The label map in channels, [N,nc,*size], resized by nearest neighbour."""
-    return F.interpolate(seg, size=size) if isinstance(seg, Tensor) else seg.dense(size)
-
-
 class LabelConv2d(nn.Conv2d):
     """Convolution over a label map resized by nearest neighbour to `size` (h, w)."""
 
@@ -177,42 +172,58 @@ class SPADEGenerator(nn.Module):
 
 
 class NLayerDiscriminator(nn.Module):
-    """Patch discriminator [N,nc,H,W] -> the outputs of all its layers, the logits last."""
+    """Patch discriminator of a label map and images -> the outputs of all its layers, the logits last."""
 
-    def __init__(self, nc: int, ndf: int, n_layers: int) -> None:
+    def __init__(self, label_nc: int, ndf: int, n_layers: int) -> None:
         super().__init__()
-        self.model0 = nn.Sequential(nn.Conv2d(nc, ndf, 4, 2, 2), nn.LeakyReLU(0.2))
+        self.label_nc = label_nc
+        self.model0 = nn.Sequential(nn.Conv2d(label_nc + 3, ndf, 4, 2, 2), nn.LeakyReLU(0.2))
         for n in range(1, n_layers):
             fin, ndf = ndf, min(2 * ndf, 512)
             conv = spectral_norm(nn.Conv2d(fin, ndf, 4, 1 if n == n_layers - 1 else 2, 2, bias=False))
             self.add_module(f"model{n}", nn.Sequential(nn.Sequential(conv), InstanceNormAct(ndf, 0.2)))
         self.add_module(f"model{n_layers}", nn.Sequential(nn.Conv2d(ndf, 1, 4, 1, 2)))
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        outputs = []
-        for layer in self.children():
+    def forward(self, seg: Semantics, images: Tensor) -> list[Tensor]:
+        """images [kN,3,H,W] of the N label maps, k times over.
+
+        The first convolution is linear in its input: of a plan, the label map's part of it is computed once for all k,
+        on the distinct label windows.
+        """
+        conv, act = self.model0
+        if isinstance(seg, Tensor):
+            x = conv(torch.cat([seg.repeat(len(images) // len(seg), 1, 1, 1), images], 1))
+        else:
+            of_labels, of_images = conv.weight.split([self.label_nc, 3], 1)
+            shared = label_conv2d(seg, of_labels, conv.bias, images.shape[-2:], conv.stride[0], conv.padding[0])
+            x = F.conv2d(images, of_images, None, conv.stride, conv.padding)
+            x = (x.unflatten(0, (-1, len(shared))) + shared).flatten(0, 1)
+        outputs = [x := act(x)]
+        for layer in list(self.children())[1:]:
             x = layer(x)
             outputs.append(x)
         return outputs
 
 
 class MultiscaleDiscriminator(nn.Module):
-    """Patch discriminators of label map and image together, at full resolution, at half, ..."""
+    """Patch discriminators of label map and images together, at full resolution, at half, ..."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        nc = config.semantic_nc + 3
         for i in range(config.num_D):
-            self.add_module(f"discriminator_{i}", NLayerDiscriminator(nc, config.ndf, config.n_layers_D))
+            discriminator = NLayerDiscriminator(config.semantic_nc, config.ndf, config.n_layers_D)
+            self.add_module(f"discriminator_{i}", discriminator)
 
     def forward(self, seg: Semantics, images: Tensor) -> Features:
         """images [kN,3,H,W] of the N label maps, k times over."""
-        semantics = dense(seg, images.shape[-2:])
-        x = torch.cat([semantics.repeat(len(images) // len(semantics), 1, 1, 1), images], 1)
         outputs = []
         for discriminator in self.children():
-            outputs.append(discriminator(x))
-            x = F.avg_pool2d(x, 3, 2, 1, count_include_pad=False)
+            outputs.append(discriminator(seg, images))
+            images = F.avg_pool2d(images, 3, 2, 1, count_include_pad=False)
+            if isinstance(seg, Tensor):
+                seg = F.avg_pool2d(seg, 3, 2, 1, count_include_pad=False)
+            else:
+                seg = seg.avg_pool2d(3, 2, 1)
         return outputs
 
 
