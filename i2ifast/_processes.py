@@ -1,0 +1,78 @@
+"""Several processes training one system: joining them, averaging gradients, stopping together."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .models import Batch, Phase, System
+
+
+@contextmanager
+def processes() -> Iterator[torch.device]:
+    """Join the processes that torchrun started, if it did; yields the device of this one."""
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if "WORLD_SIZE" in os.environ:
+        # Default arguments there hold the group that exists on import. Once there is none, a group ends when destroyed,
+        # with its threads; else they go on while the interpreter shuts down, which sometimes aborts the process.
+        import_module("torch.distributed.nn")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    yield device
+    if dist.is_initialized():  # not after an error: others may wait for this process, and torchrun ends them
+        dist.barrier()  # the first still saves
+        dist.destroy_process_group()
+
+
+def rank_and_world() -> tuple[int, int]:
+    """Index of this process and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+class PhaseModule(nn.Module):
+    """The networks that a phase updates, with its loss as forward: what DistributedDataParallel wraps."""
+
+    def __init__(self, system: System, phase: Phase) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(system.nets[name] for name in phase.nets)
+        self.loss = phase.loss
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return self.loss(batch)
+
+
+def loss_of(system: System, phase: Phase) -> Callable[[Batch], dict[str, Tensor]]:
+    """The loss of `phase`; with several processes, one whose backward averages gradients over them."""
+    if not dist.is_initialized():
+        return phase.loss
+    # Buffers are alike in all processes, from synchronised statistics. A parameter may be out of use in some steps.
+    options = {"forward_sync_buffers": False, "find_unused_parameters": True, "gradient_as_bucket_view": True}
+    return DistributedDataParallel(PhaseModule(system, phase), **options)
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Note SIGINT and SIGTERM instead of dying of them; yields whether any process has had one: all ask together."""
+    asked: list[int] = []
+    before = {number: signal.signal(number, lambda n, _: asked.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop() -> bool:
+        if not dist.is_initialized():
+            return bool(asked)
+        flag = torch.tensor(len(asked))  # on the CPU: no wait for the device
+        dist.all_reduce(flag)
+        return bool(flag)
+
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

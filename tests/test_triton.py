@@ -1,0 +1,310 @@
+"""Triton kernels: their numbers, by the interpreter on the CPU, and their machine code, for three architectures.
+
+Triton reads TRITON_INTERPRET when it is imported, so the numeric tests run in a second pytest that has it set.
+"""
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+import i2ifast
+from i2ifast import ops
+from i2ifast.ops.spectral_weight import spectral_weight
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+class Case(NamedTuple):
+    op: str
+    shape: tuple[int, int, int, int]
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = True
+    per_sample: bool = True
+    act: float = 0.2
+    act2: float | None = None
+    upsample: bool = False
+    rows: int = 7  # of the table
+
+    def __str__(self) -> str:
+        kind = "instance" if self.per_sample else "batch"
+        layout = "nhwc" if self.channels_last else "nchw"
+        extra = "-pair" * (self.act2 is not None) + "-up" * self.upsample
+        return f"{self.op}-{'x'.join(map(str, self.shape))}-{str(self.dtype)[6:]}-{layout}-{kind}{extra}"
+
+
+def _cases() -> list[Case]:
+    shapes = [(2, 8, 5, 6), (3, 5, 1, 1), (1, 33, 9, 7), (2, 1, 4, 3)]
+    cases = [
+        Case(op, shape, dtype, channels_last, per_sample)
+        for op in ("modulate", "modulate_style", "modulate_table")
+        for shape in shapes
+        for dtype in (torch.float32, torch.bfloat16)
+        for channels_last in (True, False)
+        for per_sample in (True, False)
+    ]
+    cases += [
+        Case("modulate_table", shape, dtype, channels_last, per_sample, 1.0, act2, upsample)
+        for shape, dtype in zip(shapes, (torch.float32, torch.bfloat16, torch.float16, torch.float32), strict=True)
+        for channels_last in (True, False)
+        for per_sample in (True, False)
+        for act2, upsample in ((0.0, False), (None, True), (0.2, True))
+    ]
+    return [
+        *cases,
+        Case("modulate", (1, 200, 3, 5), torch.float16, act=0.0),
+        Case("modulate_style", (2, 130, 20, 17), torch.float16, act=1.0),
+        Case("modulate_table", (2, 3, 40, 23), rows=2, per_sample=False),  # rows of several segments
+        Case("modulate_table", (1, 1, 96, 96), rows=1),  # more segments than are added at once
+    ]
+
+
+def _inputs(case: Case) -> list[Tensor]:
+    """x, the source of gamma and beta, and upstream gradients, with values that case.dtype represents."""
+    n, c, h, w = case.shape
+    outputs, scale = (1 if case.act2 is None else 2), (2 if case.upsample else 1)
+    draw = torch.Generator().manual_seed(0)
+    source = {
+        "modulate": (n, 2 * c, h, w),
+        "modulate_style": (n, 2 * c),
+        "modulate_table": (case.rows, 2 * c * outputs),
+    }
+    shapes = [case.shape, source[case.op], *[(n, c, h * scale, w * scale)] * outputs]
+    return [torch.randn(shape, generator=draw, dtype=torch.float64).to(case.dtype).double() for shape in shapes]
+
+
+def _run(case: Case, backend: str, dtype: torch.dtype) -> list[Tensor]:
+    """Outputs, then gradients of x and of the source of gamma and beta, in float64."""
+    layout = torch.channels_last if case.channels_last else torch.contiguous_format
+    tensors = [t.to(dtype) for t in _inputs(case)]
+    x, *upstream = (t.contiguous(memory_format=layout) for t in (tensors[0], *tensors[2:]))
+    source = tensors[1].float() if dtype is not torch.float64 and case.op != "modulate" else tensors[1]
+    x.requires_grad_(), source.requires_grad_()
+    with i2ifast.use_backend("reference"):  # moments have a test of their own
+        statistics = ops.instance_statistics(x) if case.per_sample else ops.batch_statistics(x)[0]
+    with i2ifast.use_backend(backend):
+        if case.op == "modulate_table":
+            n, c, h, w = upstream[0].shape
+            patches = torch.randint(case.rows, (n, h, w), generator=torch.Generator().manual_seed(1), dtype=torch.int32)
+            y = ops.modulate_table(x, source, patches, statistics, case.act, case.act2, case.upsample)
+        elif case.op == "modulate":
+            y = ops.modulate(x, source, None, statistics, case.act)
+        else:
+            y = ops.modulate_style(x, source, statistics, case.act)
+        ys = y if isinstance(y, tuple) else (y,)
+        gradients = torch.autograd.grad(ys, [x, source], upstream)
+    layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+    assert all(t.is_contiguous(memory_format=layout) for t in (*ys, gradients[0]))
+    return [t.detach().double() for t in (*ys, *gradients)]
+
+
+def _check(found: list[Tensor], plain: list[Tensor], truth: list[Tensor], dtype: torch.dtype) -> None:
+    """Error against float64 is at most twice that of plain PyTorch, plus the rounding of the largest value."""
+    for kernel, torch_own, exact in zip(found, plain, truth, strict=True):
+        floor = torch.finfo(dtype).eps * exact.abs().max()
+        assert (kernel - exact).abs().max() <= 2 * (torch_own - exact).abs().max() + floor
+
+
+@pytest.mark.parametrize("case", _cases() if INTERPRETED else [], ids=str)
+def test_modulation(case):
+    found, plain = (_run(case, backend, case.dtype) for backend in ("triton", "reference"))
+    _check(found, plain, _run(case, "reference", torch.float64), case.dtype)
+
+
+@pytest.mark.parametrize("programs", [1, 1024] if INTERPRETED else [])
+@pytest.mark.parametrize("per_sample", [True, False])
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("shape", [(2, 3, 60, 70), (3, 130, 1, 1), (2, 33, 13, 11), (20, 5, 3, 2)], ids=str)
+def test_moments(shape, channels_last, per_sample, programs, monkeypatch):
+    """A large mean, an outlier as the channel's first value, and both one tile and many tiles for each program.
+
+    The bound is that of adding up the rows of a block, 512 at most, one after another, as the interpreter does.
+    """
+    monkeypatch.setattr("i2ifast.kernels._common.PROGRAMS", programs)
+    x = 1e4 + 1e-2 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    x[0, 0, 0, 0] = -50
+    x = x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    with i2ifast.use_backend("triton"):
+        found = ops.moments(x, per_sample)
+    for name, a, b in zip(("mean", "variance"), found, ops.moments(x.double(), per_sample), strict=True):
+        assert ((a - b).abs() <= 512 * 2**-24 * b.abs()).all(), name
+
+
+@pytest.mark.parametrize("programs", [1, 1024] if INTERPRETED else [])
+@pytest.mark.parametrize("op", ["modulate", "modulate_style", "modulate_table"])
+def test_sums_of_many_tiles(op, programs, monkeypatch):
+    monkeypatch.setattr("i2ifast.kernels._common.PROGRAMS", programs)
+    case = Case(op, (2, 70, 13, 17))
+    found, plain = (_run(case, backend, case.dtype) for backend in ("triton", "reference"))
+    _check(found, plain, _run(case, "reference", torch.float64), case.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16] if INTERPRETED else [])
+@pytest.mark.parametrize("width", [1, 70])
+def test_gather_sum(width, dtype):
+    """Rows of no, few and more than two segments' members."""
+    draw = torch.Generator().manual_seed(0)
+    counts = torch.tensor([0, 3, 700, 0, 1, 256, 40, 0])
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]).int()
+    index = torch.randint(50, (int(offsets[-1]),), generator=draw, dtype=torch.int32)
+    rows = torch.randn((50, width), generator=draw).to(dtype)
+    t_offsets = torch.searchsorted(index.sort().values, torch.arange(51, dtype=torch.int32), out_int32=True)
+    t_index = torch.repeat_interleave(torch.arange(8), counts)[index.sort(stable=True).indices].int()
+    args = (offsets, index, t_offsets, t_index)
+    results = {}
+    for name, values in (("triton", rows), ("reference", rows), ("truth", rows.double())):
+        values = values.clone().requires_grad_()
+        with i2ifast.use_backend("triton" if name == "triton" else "reference"):
+            out = ops.gather_sum(values, *args)
+            results[name] = [out.detach(), *torch.autograd.grad(out, values, (out.detach() > 0).to(out.dtype))]
+    _check(*([t.double() for t in results[name]] for name in ("triton", "reference", "truth")), dtype)
+
+
+@pytest.mark.parametrize("iterations", [0, 1, 2] if INTERPRETED else [])
+@pytest.mark.parametrize("shape", [(130, 70, 1, 3), (3, 5), (70, 8, 3, 3)], ids=str)
+def test_spectral_weight(shape, iterations):
+    """Forward and backward, for weights of one and of more blocks, and a channels_last one."""
+    draw = torch.Generator().manual_seed(0)
+    weight, dy = (torch.randn(shape, generator=draw) for _ in range(2))
+    weight += 1  # else sigma of a random u and v is near 0, and all is noise
+    if shape == (70, 8, 3, 3):
+        weight = weight.contiguous(memory_format=torch.channels_last)
+    u, v = torch.rand(shape[0], generator=draw), torch.rand(weight[0].numel(), generator=draw)
+    results = {}
+    for name, dtype in (("triton", torch.float32), ("reference", torch.float32), ("truth", torch.float64)):
+        w = weight.to(dtype, copy=True).requires_grad_()
+        with i2ifast.use_backend("triton" if name == "triton" else "reference"):
+            y, *rest = spectral_weight(w, u.to(dtype), v.to(dtype), iterations)
+            gradient = torch.autograd.grad(y, w, dy.to(dtype))[0]
+        assert y.stride() == gradient.stride() == weight.stride()
+        results[name] = [t.detach().double() for t in (y, *rest, gradient)]
+    _check(*(results[name] for name in ("triton", "reference", "truth")), torch.float32)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this is that run")
+def test_kernels_interpreted():
+    """Every test above, with Triton's interpreter."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
+    run = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
+
+
+# Registers that a kernel may take, the largest of all targets and layouts below, with some air: more halves the occupancy.
+REGISTERS = {
+    "moments._chunks": 96,
+    "moments._chan": 64,
+    "modulate._apply": 64,
+    "modulate._sums": 144,
+    "modulate._dx": 80,
+    "modulate_style._apply": 72,
+    "modulate_style._sums": 128,
+    "modulate_style._dx": 112,
+    "modulate_table._apply": 64,
+    "modulate_table._dtable": 168,
+    "modulate_table._sums": 168,
+    "modulate_table._dx": 96,
+    "gather_sum._gather": 48,
+    "spectral_weight._product": 48,
+    "spectral_weight._normalise": 64,
+    "spectral_weight._divide": 24,
+    "spectral_weight._dot": 40,
+    "spectral_weight._dweight": 80,
+    "_common._add_partials": 56,
+}
+POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64"}
+
+
+def _launches(channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, dict, dict]]:
+    """Kernel name -> (kernel, arguments, options) of every launch that the functions of kernels/ make for bfloat16 images."""
+    from triton.runtime.jit import JITFunction
+
+    found = {}
+
+    def record(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        options = {k: kwargs.pop(k) for k in ("num_warps",) if k in kwargs}
+        found[f"{self.__module__.rpartition('.')[2]}.{self.__name__}"] = (
+            self,
+            dict(zip(self.arg_names, args)) | kwargs,
+            options,
+        )
+
+    def kernel(stem: str, name: str = "") -> Callable:
+        return getattr(importlib.import_module(f"i2ifast.kernels.{stem}"), name or stem)
+
+    monkeypatch.setattr(JITFunction, "run", record)
+    n, c, h, w = 2, 64, 32, 48
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x, maps = (torch.zeros((n, k, h, w), dtype=torch.bfloat16).to(memory_format=layout) for k in (c, 2 * c))
+    mean, rstd, style, means, table = (torch.zeros(s) for s in ((n, c), (n, c), (n, 2 * c), (2, n, c), (99, 2 * c)))
+    weight, u, v, sigma = (torch.zeros(s) for s in ((256, 1152), 256, 1152, ()))
+    patches, offsets, index = torch.zeros((n, h, w), dtype=torch.int32), torch.zeros(100).int(), torch.zeros(1000).int()
+    normal = mean, rstd
+    kernel("moments")(x, True, mean, rstd)
+    kernel("modulate")(x, maps, *normal, 0.2, x)
+    kernel("modulate", "modulate_sums")(x, x, maps, *normal, 0.2, maps, means)
+    kernel("modulate", "modulate_dx")(x, x, maps, *normal, means, 0.2, x)
+    kernel("modulate_style")(x, style, *normal, 0.2, x)
+    kernel("modulate_style", "modulate_style_sums")(x, x, style, *normal, 0.2, style)
+    kernel("modulate_style", "modulate_style_dx")(x, x, style, *normal, means, 0.2, x)
+    kernel("modulate_table")(x, table, patches, *normal, 0.2, None, False, x, None)
+    kernel("modulate_table", "modulate_table_sums")(
+        x, None, x, table, patches, None, None, *normal, 0.2, None, False, table, means
+    )
+    kernel("modulate_table", "modulate_table_dx")(x, None, x, table, patches, *normal, means, 0.2, None, False, x)
+    kernel("gather_sum")(table, offsets, index, table)
+    kernel("spectral_weight")(weight, u, v, 1, 1e-12, weight, u, v, sigma)
+    kernel("spectral_weight", "spectral_weight_backward")(weight, weight, u, v, sigma, weight)
+    return found
+
+
+def _compile(kernel: Any, arguments: dict, options: dict, capability: int) -> Any:
+    """`kernel` specialised on its arguments as a launch does it: on None, 1, and divisibility by 16."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature, constants, attributes = {}, {}, {}
+    for i, (name, value) in enumerate(arguments.items()):
+        if isinstance(value, Tensor):
+            signature[name] = POINTERS[value.dtype]
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        elif value is None or value == 1 or name.isupper():
+            signature[name], constants[(i,)] = "constexpr", value
+        else:
+            signature[name] = "i32"
+        if isinstance(value, Tensor) or (signature[name] == "i32" and value % 16 == 0):
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    return triton.compile(
+        ASTSource(kernel, signature, constants, attributes), target=GPUTarget("cuda", capability, 32), options=options
+    )
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+@pytest.mark.parametrize("capability, channels_last", [(80, True), (90, True), (100, True), (90, False)])
+def test_machine_code(capability, channels_last, monkeypatch, tmp_path):
+    """No spills, bounded registers and shared memory; channels_last images are read and written 16 bytes at a time."""
+    import triton
+
+    launches = _launches(channels_last, monkeypatch)
+    assert launches.keys() == REGISTERS.keys()
+    for name, launch in launches.items():
+        compiled = _compile(*launch, capability)
+        (tmp_path / "cubin").write_bytes(compiled.asm["cubin"])
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(tmp_path / "cubin")]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        registers, stack, local = (int(re.search(rf"{what}:(\d+)", usage)[1]) for what in ("REG", "STACK", "LOCAL"))
+        assert stack == local == 0, f"{name} spills: {usage}"
+        assert registers <= REGISTERS[name] or not channels_last, f"{name} takes {registers} registers"
+        assert compiled.metadata.shared <= 4608, f"{name} takes {compiled.metadata.shared} bytes of shared memory"
+        if channels_last:
+            assert not re.search(r"(ld|st)\.global\S*\.b16 ", compiled.asm["ptx"]), f"{name} moves single elements"
