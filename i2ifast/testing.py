@@ -113,6 +113,23 @@ def _dense(kind: str, act) -> Case:
     return Case(f"modulate-{kind}-{act}", make, ours, plain)
 
 
+def _dense_pair(kind: str) -> Case:
+    def make(shape, g):
+        n, c, h, w = shape
+        maps = {name: 0.5 * normal(g, n, 2 * c, h, w) for name in ("gamma_beta", "gamma_beta2")}
+        return {"x": normal(g, *shape), **maps}
+
+    def plain(x, gamma_beta, gamma_beta2):
+        xhat = _plain_norm(x, kind)
+        (gamma, beta), (gamma2, beta2) = gamma_beta.chunk(2, 1), gamma_beta2.chunk(2, 1)
+        return F.leaky_relu(xhat * (1 + gamma) + beta, 0.2), xhat * (1 + gamma2) + beta2
+
+    def ours(x, gamma_beta, gamma_beta2):
+        return ops.modulate(x, gamma_beta, None, _statistics(x, kind), 0.2, gamma_beta2, "none")
+
+    return Case(f"modulate-{kind}-0.2-none", make, ours, plain)
+
+
 def _style(kind: str, act) -> Case:
     def make(shape, g):
         return {"x": normal(g, *shape), "style": 0.5 * normal(g, shape[0], 2 * shape[1])}
@@ -171,6 +188,7 @@ CASES = [
     _table("instance", 0.2, upsample=True),
     _table("batch", 0.2, "none", upsample=True),
     *[_dense(kind, act) for kind, act in (("batch", 0.2), ("instance", "none"), ("fixed", "relu"), ("none", 0.2))],
+    _dense_pair("batch"),
     *[_style(kind, act) for kind, act in (("instance", "relu"), ("batch", 0.2), ("none", "none"), ("fixed", 0.2))],
     _moments(True),
     _moments(False),

@@ -186,4 +186,6 @@ class SPADEResnetBlock(nn.Module):
             rows = torch.cat([first.rows, second.rows if same else rebase(second.rows, others, statistics)], 1)
             return modulate_table(x, rows, first.patches, statistics, 0.2, "none", upsample, first.segments)
         x = upsampled(x) if upsample else x
+        if statistics.of_x:  # as many synchronisations as in the branch above, which another rank may take
+            return modulate(x, first, None, statistics, 0.2, second, "none")
         return modulate(x, first, None, statistics, 0.2), modulate(x, second, None, others)

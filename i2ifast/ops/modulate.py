@@ -45,58 +45,95 @@ def reference_dx(dy, x, gamma_beta, mean, rstd, means, slope) -> Tensor:
     return m.normalise_gradient(g, xhat, rstd, means).to(x.dtype)
 
 
-def _forward(x, gamma_beta, mean, rstd, of_x, slope, group):
+def _each(gamma_beta: Tensor, gamma_beta2: Tensor | None, slope: float, slope2: float) -> list[tuple[Tensor, float]]:
+    """(gamma and beta, slope) of every output."""
+    return [(gamma_beta, slope)] if gamma_beta2 is None else [(gamma_beta, slope), (gamma_beta2, slope2)]
+
+
+def _forward(x, gamma_beta, gamma_beta2, mean, rstd, of_x, slope, slope2, group):
     layout = memory_format(x)
     backend = _backend.choose("modulate", "modulate", x)
     if backend == "reference" or x.numel() == 0:
-        return reference_forward(x, gamma_beta, mean, rstd, slope).contiguous(memory_format=layout)
-    y = dense_like(x)
-    x, gamma_beta = x.contiguous(memory_format=layout), gamma_beta.contiguous(memory_format=layout)
-    _backend.kernel(backend, "modulate", "modulate")(x, gamma_beta, mean, rstd, slope, y)
-    return y
+
+        def one(by: Tensor, slope: float) -> Tensor:
+            return reference_forward(x, by, mean, rstd, slope).contiguous(memory_format=layout)
+
+    else:
+        dense = x.contiguous(memory_format=layout)
+
+        def one(by: Tensor, slope: float) -> Tensor:
+            y, by = torch.empty_like(dense), by.contiguous(memory_format=layout)
+            _backend.kernel(backend, "modulate", "modulate")(dense, by, mean, rstd, slope, y)
+            return y
+
+    ys = [one(*each) for each in _each(gamma_beta, gamma_beta2, slope, slope2)]
+    return ys[0], ys[1] if gamma_beta2 is not None else x.new_empty(0)
 
 
-def _backward(dy, x, gamma_beta, mean, rstd, of_x, slope, group):
+def _forward_fake(x, gamma_beta, gamma_beta2, *rest):
+    return dense_like(x), dense_like(x) if gamma_beta2 is not None else x.new_empty(0)
+
+
+def _backward(dy, dy2, x, gamma_beta, gamma_beta2, mean, rstd, of_x, slope, slope2, group):
     layout = memory_format(x)
     backend = _backend.choose("modulate", "modulate_dx", x)
+    x, dy = x.contiguous(memory_format=layout), dy.contiguous(memory_format=layout)
+    dys = [dy] if dy2 is None else [dy, dy2.contiguous(memory_format=layout)]
+    each = [(by.contiguous(memory_format=layout), s) for by, s in _each(gamma_beta, gamma_beta2, slope, slope2)]
     if backend == "reference" or x.numel() == 0:
-        d_gamma_beta, sums = reference_sums(dy, x, gamma_beta, mean, rstd, slope)
-        means = m.mean_of_sums(sums, x, of_x, group)
-        dx = reference_dx(dy, x, gamma_beta, mean, rstd, means, slope)
-        return dx.contiguous(memory_format=layout), d_gamma_beta.contiguous(memory_format=layout)
-    dy, x, gamma_beta = (t.contiguous(memory_format=layout) for t in (dy, x, gamma_beta))
-    d_gamma_beta, dx = torch.empty_like(gamma_beta), torch.empty_like(x)
-    sums = x.new_empty((2, *mean.shape), dtype=accumulation_dtype(x))
-    _backend.kernel(backend, "modulate", "modulate_sums")(dy, x, gamma_beta, mean, rstd, slope, d_gamma_beta, sums)
-    means = m.mean_of_sums(sums, x, of_x, group)
-    _backend.kernel(backend, "modulate", "modulate_dx")(dy, x, gamma_beta, mean, rstd, means, slope, dx)
-    return dx, d_gamma_beta
+        pairs = [reference_sums(d, x, by, mean, rstd, s) for d, (by, s) in zip(dys, each, strict=True)]
+    else:
+        pairs = []
+        for d, (by, s) in zip(dys, each, strict=True):
+            d_by, sums = torch.empty_like(by), x.new_empty((2, *mean.shape), dtype=accumulation_dtype(x))
+            _backend.kernel(backend, "modulate", "modulate_sums")(d, x, by, mean, rstd, s, d_by, sums)
+            pairs.append((d_by, sums))
+    means = m.mean_of_sums(sum(sums for _, sums in pairs), x, of_x, group)
+    dx = None
+    for d, (by, s) in zip(dys, each, strict=True):
+        if backend == "reference" or x.numel() == 0:
+            part = reference_dx(d, x, by, mean, rstd, means, s)
+        else:
+            part = torch.empty_like(x)
+            _backend.kernel(backend, "modulate", "modulate_dx")(d, x, by, mean, rstd, means, s, part)
+        dx, means = part if dx is None else dx + part, torch.zeros_like(means)  # the statistics' share once
+    d_bys = [d_by.contiguous(memory_format=layout) for d_by, _ in pairs]
+    return dx.contiguous(memory_format=layout), d_bys[0], d_bys[1] if dy2 is not None else x.new_empty(0)
 
 
-def _backward_fake(dy, x, gamma_beta, *rest):
-    return dense_like(x), torch.empty_like(gamma_beta, memory_format=memory_format(x))
+def _backward_fake(dy, dy2, x, gamma_beta, gamma_beta2, *rest):
+    d_by = torch.empty_like(gamma_beta, memory_format=memory_format(x))
+    return dense_like(x), d_by, torch.empty_like(d_by) if gamma_beta2 is not None else x.new_empty(0)
 
 
-def _gradient(dy, x, gamma_beta, mean, rstd, of_x, slope, group):
+def _gradient(dy, dy2, x, gamma_beta, gamma_beta2, mean, rstd, of_x, slope, slope2, group):
     m.refuse_group(group)
-    x, gamma_beta = (t if t.requires_grad else t.detach().requires_grad_() for t in (x, gamma_beta))
-    y = reference_forward(x, gamma_beta, *m.attach(x, mean, rstd, of_x), slope)
-    return torch.autograd.grad(y, [x, gamma_beta], dy.to(y.dtype), create_graph=True)
+    inputs = [x, gamma_beta] if gamma_beta2 is None else [x, gamma_beta, gamma_beta2]
+    x, *bys = inputs = [t if t.requires_grad else t.detach().requires_grad_() for t in inputs]
+    mean, rstd = m.attach(x, mean, rstd, of_x)
+    ys = [reference_forward(x, by, mean, rstd, s) for by, s in zip(bys, (slope, slope2), strict=False)]
+    dys = [d.to(x.dtype) for d in (dy, dy2) if d is not None]
+    found = torch.autograd.grad(ys, inputs, dys, create_graph=True)
+    return found if gamma_beta2 is not None else (*found, None)
 
 
 def _setup(ctx, inputs, output) -> None:
-    x, gamma_beta, mean, rstd, *ctx.rest = inputs
-    ctx.save_for_backward(x, gamma_beta, mean, rstd)
+    x, gamma_beta, gamma_beta2, mean, rstd, *ctx.rest = inputs
+    ctx.save_for_backward(x, gamma_beta, gamma_beta2, mean, rstd)
 
 
-def _autograd(ctx, dy):
-    dx, d_gamma_beta = torch.ops.i2ifast.modulate_backward(dy, *ctx.saved_tensors, *ctx.rest)
-    return dx, d_gamma_beta, *[None] * 5
+def _autograd(ctx, dy, dy2):
+    pair = ctx.saved_tensors[2] is not None
+    dx, d_by, d_by2 = torch.ops.i2ifast.modulate_backward(dy, dy2 if pair else None, *ctx.saved_tensors, *ctx.rest)
+    return dx, d_by, d_by2 if pair else None, *[None] * 6
 
 
-_ARGS = "Tensor x, Tensor gamma_beta, Tensor mean, Tensor rstd, bool of_x, float slope, str group"
-define("modulate", f"({_ARGS}) -> Tensor", _forward, lambda x, *rest: dense_like(x))
-define("modulate_backward", f"(Tensor dy, {_ARGS}) -> (Tensor, Tensor)", _backward, _backward_fake)
+_ARGS = (
+    "Tensor x, Tensor gamma_beta, Tensor? gamma_beta2, Tensor mean, Tensor rstd, bool of_x, float slope, "
+    "float slope2, str group"
+)
+define("modulate", f"({_ARGS}) -> (Tensor, Tensor)", _forward, _forward_fake)
+define("modulate_backward", f"(Tensor dy, Tensor? dy2, {_ARGS}) -> (Tensor, Tensor, Tensor)", _backward, _backward_fake)
 autograd("modulate", _setup, _autograd)
 second_order("modulate_backward", _gradient)
 
@@ -107,18 +144,27 @@ def modulate(
     beta: Tensor | None = None,
     statistics: Statistics | None = None,
     act: str | float = "none",
-) -> Tensor:
+    gamma2: Tensor | None = None,
+    act2: str | float = "none",
+) -> Tensor | tuple[Tensor, Tensor]:
     """y = act((x - mean) * rstd * (1 + gamma) + beta), gamma and beta maps as large as x.
 
     x [N, C, H, W]; gamma, beta [N, C, H, W] each, or gamma alone as [N, 2C, H, W] with beta stacked behind it (one
-    convolution of 2C outputs makes it, and nothing is copied). y like x. Statistics default to none (x as it is).
-    Raises ValueError for shapes or devices that do not fit.
+    convolution of 2C outputs makes it, and nothing is copied). y like x. Statistics default to none (x as it is). With
+    `gamma2` [N, 2C, H, W], stacked, a second output with its own modulation and activation: both share the statistics,
+    and in training one synchronisation of them. Raises ValueError for shapes or devices that do not fit.
     """
     check_4d("x", x)
     n, c, h, w = x.shape
     gamma_beta = gamma if beta is None else torch.cat([gamma, beta], 1)
     check_shape("gamma and beta together", gamma_beta, (n, 2 * c, h, w))
+    if gamma2 is not None:
+        check_shape("gamma2", gamma2, (n, 2 * c, h, w))
+        gamma2 = gamma2.to(x.dtype)
     statistics = no_statistics(x) if statistics is None else statistics
-    check_device(x, gamma=gamma_beta, mean=statistics.mean)
+    check_device(x, gamma=gamma_beta, gamma2=gamma2, mean=statistics.mean)
     mean, rstd, of_x, group = statistics
-    return torch.ops.i2ifast.modulate(x, gamma_beta.to(x.dtype), mean, rstd, of_x, slope_of(act), group)
+    y, y2 = torch.ops.i2ifast.modulate(
+        x, gamma_beta.to(x.dtype), gamma2, mean, rstd, of_x, slope_of(act), slope_of(act2), group
+    )
+    return y if gamma2 is None else (y, y2)

@@ -116,9 +116,9 @@ def _batch_moments(x: Tensor, group: str) -> tuple[Tensor, Tensor, Tensor]:
         return mean, var, count
     ranks = process_group(group)
     local = torch.cat([mean, var, count.expand_as(mean)])
-    every = local.new_empty((ranks.size(), *local.shape))
-    dist.all_gather_into_tensor(every, local, group=ranks)
-    means, variances, counts = every.double().unbind(1)  # [ranks, C] each
+    every = [torch.empty_like(local) for _ in range(ranks.size())]
+    dist.all_gather(every, local, group=ranks)
+    means, variances, counts = torch.stack(every).double().unbind(1)  # [ranks, C] each
     total = counts.sum(0).clamp(min=1)
     mean = (counts * means).sum(0) / total
     var = (counts * (variances + (means - mean) ** 2)).sum(0) / total
@@ -130,3 +130,4 @@ def _batch_moments_fake(x: Tensor, group: str) -> tuple[Tensor, Tensor, Tensor]:
 
 
 define("batch_moments", "(Tensor x, str group) -> (Tensor, Tensor, Tensor)", _batch_moments, _batch_moments_fake)
+_backend.lib.impl("batch_moments", torch.library.fallthrough_kernel, "Autograd")  # statistics are constants to autograd
