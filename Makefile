@@ -17,7 +17,7 @@ test: build
 	$(PY) -m pytest tests
 
 demo: build
-	$(PY) -m i2ifast.demo --out demo
+	$(PY) -m i2ifast.demo --out demo --plain-generator benchmarks/plain_spade.py
 
 bench: build
 	$(PY) -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks/last.json

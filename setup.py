@@ -64,18 +64,16 @@ def ninja_file(target: Path, build: Path, torch: Path, nvcc: str | None) -> str:
     )
     if nvcc and (ROOT / "csrc" / "cuda.cpp").exists():
         archs = " ".join(f"-gencode arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHITECTURES)
-        cuda_root = Path(nvcc).resolve().parent.parent
         lines.append(
-            f"rule nvcc\n  command = {nvcc} -O3 -std=c++17 -Xcompiler -fPIC,-fvisibility=hidden {archs} -c $in -o $out"
+            f"rule nvcc\n  command = {nvcc} -O3 -std=c++17 -Xcompiler -fPIC,-fvisibility=hidden {archs} $flags "
+            "-MMD -MF $out.d -c $in -o $out\n  depfile = $out.d"
         )
         # Only the name of libtorch_cuda is needed at link time: a CPU build of torch does not ship it.
         lines.append(f"rule stub\n  command = echo | {cxx} -shared -x c - -o $out -Wl,-soname,libtorch_cuda.so")
         lines.append(f"rule culink\n  command = {nvcc} -shared -cudart=static $in -o $out $flags")
         stub = f"{build}/libtorch_cuda.so"
-        flags = f"{stable} -DUSE_CUDA -isystem {cuda_root}/include"
-        made = objects([ROOT / "csrc" / "cuda.cpp"], "cxx", flags) + objects(
-            sorted((ROOT / "kernels").glob("*.cu")), "nvcc", ""
-        )
+        sources = [ROOT / "csrc" / "cuda.cpp", *sorted((ROOT / "kernels").glob("*.cu"))]
+        made = objects(sources, "nvcc", f"{stable} -DUSE_CUDA")
         lines.append(
             f"build {stub}: stub\nbuild {target}/_C_cuda.so: culink {' '.join(made)} | {stub}\n"
             f"  flags = -L{torch}/lib -L{build} -Xlinker --no-as-needed -ltorch_cuda -ltorch_cpu -lc10"

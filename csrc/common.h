@@ -21,11 +21,12 @@ inline DType dtype_of(const Tensor& t) {
   return t.scalar_type() == ScalarType::Float ? DType::f32 : DType::bf16;
 }
 
-// x is dense, contiguous or channels_last; a tensor that is both counts as contiguous.
+// x is dense, contiguous or channels_last; a tensor that is both counts as contiguous. Strides of size-1 dimensions mean nothing.
 inline bool channels_last(const Tensor& x) {
   if (x.is_contiguous()) return false;
-  STD_TORCH_CHECK(x.stride(1) == 1 && x.stride(3) == x.size(1) && x.stride(2) == x.size(1) * x.size(3),
-                  "x is neither contiguous nor channels_last");
+  int64_t c = x.size(1), w = x.size(3);
+  auto lies = [&](int64_t dim, int64_t stride) { return x.size(dim) == 1 || x.stride(dim) == stride; };
+  STD_TORCH_CHECK(lies(1, 1) && lies(3, c) && lies(2, c * w) && lies(0, c * w * x.size(2)), "x is neither contiguous nor channels_last");
   return true;
 }
 

@@ -51,7 +51,7 @@ def images_per_second(run: Callable[[Batch], object], batch: Batch) -> float:
     return len(batch["label"]) / median(times[1:])
 
 
-def demo(out: Path = Path("demo"), steps: int = 800, plain_generator: Path | None = None) -> None:
+def demo(out: Path = Path("demo"), steps: int = 400, plain_generator: Path | None = None) -> None:
     """Train the tiny SPADE on procedural street scenes and translate held-out label maps.
 
     Args:

@@ -1,0 +1,261 @@
+"""Triton kernels of `modulate_table`: y = act((x - mean) * rstd * (1 + gamma) + beta) with a table row per pixel.
+
+A table row is (gamma, beta) or, for a pair of outputs, (gamma, beta, gamma2, beta2), C numbers each. With CHILDREN = 4,
+x is upsampled x2 by nearest on the fly: pixel p of x has four pixels in patches and y.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._common import (
+    SEGMENT,
+    Tiling,
+    activate,
+    activation_gradient,
+    add_partials,
+    group_stride,
+    load,
+    on_device,
+    piece,
+    pieces,
+    place,
+    row,
+    store,
+    tiling,
+)
+
+
+def _tiling(x: Tensor, y: Tensor, mean: Tensor, chunked: bool = False) -> tuple[Tiling, tuple[int, int]]:
+    """Tiles of x, and (width of x, stride_c of y). The layout is that of y, which tells it where x is 1x1."""
+    channels_last = not y.is_contiguous()
+    t = tiling(x, channels_last, mean.size(0) == 1, elements=1024 if y.numel() > x.numel() else 2048, chunked=chunked)
+    return t, (x.size(3), 1 if channels_last else y.size(2) * y.size(3))
+
+
+@triton.jit
+def _child(p, k, width, CHILDREN: tl.constexpr):
+    """Pixel of y of the k-th child of pixel p of x."""
+    if CHILDREN == 1:
+        return p
+    return (p // width * 2 + k // 2) * (2 * width) + p % width * 2 + k % 2
+
+
+@triton.jit
+def _rows(table, patches, q, p_ok, channels, PAIR: tl.constexpr):
+    """Pointers to the table rows of pixels q, as [BLOCK_P, 1]."""
+    d = tl.load(patches + q, mask=p_ok, other=0).to(tl.int64)
+    return (table + d * ((4 if PAIR else 2) * channels))[:, None]
+
+
+@triton.jit
+def _modulated(xhat, rows, c, ok, channels):
+    """(1 + gamma, z) with z = xhat * (1 + gamma) + beta."""
+    scale = 1 + load(rows, c[None, :], ok)
+    return scale, xhat * scale + load(rows, channels + c[None, :], ok)
+
+
+@triton.jit
+def _gradient(dy, dy2, xhat, at, rows, c, ok, slope, slope2, channels, PAIR: tl.constexpr):
+    """dL/dxhat at one pixel of y."""
+    scale, z = _modulated(xhat, rows, c, ok, channels)
+    g = activation_gradient(load(dy, at, ok), z, slope) * scale
+    if PAIR:
+        scale, z = _modulated(xhat, rows + 2 * channels, c, ok, channels)
+        g += activation_gradient(load(dy2, at, ok), z, slope2) * scale
+    return g
+
+
+@triton.jit
+def _apply(
+    x, table, patches, mean, rstd, y, y2, slope, slope2, stride_g, width, stride_yc, hw, channels, stride_p, stride_c,
+    PAIR: tl.constexpr, CHILDREN: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    n, p, c, _ = place(hw, channels, BLOCK_P, BLOCK_P, BLOCK_C)
+    p_ok = p < hw
+    ok = p_ok[:, None] & (c < channels)[None, :]
+    value = load(x, n * hw * channels + p[:, None] * stride_p + c[None, :] * stride_c, ok)
+    xhat = (value - row(mean, n * stride_g, c, channels)) * row(rstd, n * stride_g, c, channels)
+    for k in tl.static_range(CHILDREN):
+        q = _child(p, k, width, CHILDREN)
+        rows = _rows(table, patches, n * hw * CHILDREN + q, p_ok, channels, PAIR)
+        at = n * hw * CHILDREN * channels + q[:, None] * stride_p + c[None, :] * stride_yc
+        _, z = _modulated(xhat, rows, c, ok, channels)
+        store(y, at, activate(z, slope), ok)
+        if PAIR:
+            _, z = _modulated(xhat, rows + 2 * channels, c, ok, channels)
+            store(y2, at, activate(z, slope2), ok)
+
+
+@triton.jit
+def _dx(
+    dy, dy2, x, table, patches, mean, rstd, means, dx, slope, slope2, stride_g, groups, width, stride_yc,
+    hw, channels, stride_p, stride_c,
+    PAIR: tl.constexpr, CHILDREN: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    n, p, c, _ = place(hw, channels, BLOCK_P, BLOCK_P, BLOCK_C)
+    p_ok = p < hw
+    ok = p_ok[:, None] & (c < channels)[None, :]
+    x_at = n * hw * channels + p[:, None] * stride_p + c[None, :] * stride_c
+    scale = row(rstd, n * stride_g, c, channels)
+    xhat = (load(x, x_at, ok) - row(mean, n * stride_g, c, channels)) * scale
+    g = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    for k in tl.static_range(CHILDREN):
+        q = _child(p, k, width, CHILDREN)
+        rows = _rows(table, patches, n * hw * CHILDREN + q, p_ok, channels, PAIR)
+        at = n * hw * CHILDREN * channels + q[:, None] * stride_p + c[None, :] * stride_yc
+        g += _gradient(dy, dy2, xhat, at, rows, c, ok, slope, slope2, channels, PAIR)
+    mean_g = row(means, n * stride_g, c, channels)
+    mean_gx = row(means + groups * channels, n * stride_g, c, channels)
+    store(dx, x_at, scale * (g - mean_g - xhat * mean_gx), ok)
+
+
+@triton.jit
+def _sums(
+    dy, dy2, x, table, patches, mean, rstd, partials, slope, slope2, stride_g, width, stride_yc, iterations, parts,
+    hw, channels, stride_p, stride_c,
+    PAIR: tl.constexpr, CHILDREN: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    n, p, c, part = place(hw, channels, BLOCK_P * iterations, BLOCK_P, BLOCK_C)
+    mu, scale = row(mean, n * stride_g, c, channels), row(rstd, n * stride_g, c, channels)
+    sum_g = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    sum_gx = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    for _ in range(iterations):
+        p_ok = p < hw
+        ok = p_ok[:, None] & (c < channels)[None, :]
+        xhat = (load(x, n * hw * channels + p[:, None] * stride_p + c[None, :] * stride_c, ok) - mu) * scale
+        for k in tl.static_range(CHILDREN):
+            q = _child(p, k, width, CHILDREN)
+            rows = _rows(table, patches, n * hw * CHILDREN + q, p_ok, channels, PAIR)
+            at = n * hw * CHILDREN * channels + q[:, None] * stride_p + c[None, :] * stride_yc
+            g = _gradient(dy, dy2, xhat, at, rows, c, ok, slope, slope2, channels, PAIR)
+            sum_g += g
+            sum_gx += g * xhat
+        p += BLOCK_P
+    out = partials + part * channels + c
+    tl.store(out, tl.sum(sum_g, 0), mask=c < channels)
+    tl.store(out + parts * channels, tl.sum(sum_gx, 0), mask=c < channels)
+
+
+@triton.jit
+def _dtable(
+    dy, dy2, x, table, order, offsets, mean, rstd, dtable, partials,
+    slope, slope2, stride_g, rows, width, y_pixels, channels,
+    PAIR: tl.constexpr, CHILDREN: tl.constexpr, SEGMENT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Rows of dtable from channels_last dy, dy2 and x: members of a row are pixels of y."""
+    blocks_c = tl.cdiv(channels, BLOCK_C)
+    item = tl.program_id(0) // blocks_c
+    c = tl.program_id(0) % blocks_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    c_ok = c < channels
+    d, first, last = piece(offsets, rows, item, SEGMENT)
+    table_row = table + d.to(tl.int64) * ((4 if PAIR else 2) * channels) + c
+    scale = 1 + tl.load(table_row, mask=c_ok, other=0.0)[None, :]
+    beta = tl.load(table_row + channels, mask=c_ok, other=0.0)[None, :]
+    dgamma = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
+    dbeta = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
+    if PAIR:
+        scale2 = 1 + tl.load(table_row + 2 * channels, mask=c_ok, other=0.0)[None, :]
+        beta2 = tl.load(table_row + 3 * channels, mask=c_ok, other=0.0)[None, :]
+        dgamma2 = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
+        dbeta2 = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
+    for i in range(first, last, BLOCK_M):
+        m = i + tl.arange(0, BLOCK_M)
+        ok = (m < last)[:, None] & c_ok[None, :]
+        q = tl.load(order + m, mask=m < last, other=0).to(tl.int64)
+        p = q
+        if CHILDREN == 4:  # rows of all samples follow each other, so the sample needs no part in this
+            p = q // (2 * width) // 2 * width + q % (2 * width) // 2
+        statistic = (q // y_pixels * stride_g)[:, None] + c[None, :]
+        xhat = load(x, p[:, None] * channels + c[None, :], ok) - load(mean, statistic, ok)
+        xhat *= load(rstd, statistic, ok)
+        at = q[:, None] * channels + c[None, :]
+        dz = activation_gradient(load(dy, at, ok), xhat * scale + beta, slope)
+        dgamma += dz * xhat
+        dbeta += dz
+        if PAIR:
+            dz = activation_gradient(load(dy2, at, ok), xhat * scale2 + beta2, slope2)
+            dgamma2 += dz * xhat
+            dbeta2 += dz
+    out = dtable + item.to(tl.int64) * ((4 if PAIR else 2) * channels) + c
+    if item >= rows:
+        out = partials + (item - rows).to(tl.int64) * ((4 if PAIR else 2) * channels) + c
+    tl.store(out, tl.sum(dgamma, 0), mask=c_ok)
+    tl.store(out + channels, tl.sum(dbeta, 0), mask=c_ok)
+    if PAIR:
+        tl.store(out + 2 * channels, tl.sum(dgamma2, 0), mask=c_ok)
+        tl.store(out + 3 * channels, tl.sum(dbeta2, 0), mask=c_ok)
+
+
+def _segments(patches: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """Pixels sorted by index, stably, and where each row's begin."""
+    values, order = torch.sort(patches.flatten(), stable=True)
+    every_row = torch.arange(rows + 1, dtype=values.dtype, device=values.device)
+    return order, torch.searchsorted(values, every_row, out_int32=True)
+
+
+@on_device
+def modulate_table(
+    x: Tensor, table: Tensor, patches: Tensor, mean: Tensor, rstd: Tensor, slope: float, slope2: float | None,
+    upsample: bool, y: Tensor, y2: Tensor | None,
+) -> None:  # fmt: skip
+    t, layout = _tiling(x, y, mean)
+    _apply[t.grid](
+        x, table, patches, mean, rstd, y, y2, slope, slope2 or 0.0, group_stride(mean), *layout, *t.sizes,
+        PAIR=y2 is not None, CHILDREN=4 if upsample else 1, **t.blocks,
+    )  # fmt: skip
+
+
+@on_device
+def modulate_table_sums(
+    dy: Tensor, dy2: Tensor | None, x: Tensor, table: Tensor, patches: Tensor, order: Tensor | None,
+    offsets: Tensor | None, mean: Tensor, rstd: Tensor, slope: float, slope2: float | None, upsample: bool,
+    dtable: Tensor, sums: Tensor,
+) -> None:  # fmt: skip
+    """dtable like table, and sums [2, G, C] of g and g * xhat.
+
+    g = dz * (1 + gamma) and 1 + gamma is constant along a row, so sums over the batch follow from dtable; per sample
+    they take a pass of their own. `order`, `offsets` are the pixels sorted by index and the start of each row, None to
+    sort here.
+    """
+    outputs, children = (1 if dy2 is None else 2), (4 if upsample else 1)
+    rows, channels = table.size(0), x.size(1)
+    if order is None or offsets is None:
+        order, offsets = _segments(patches, rows)
+    programs, boundaries = pieces(patches.numel(), rows)
+    partials = table.new_empty((boundaries, table.size(1)))
+    # Pixels of one row are scattered: their channels had better lie side by side.
+    last = torch.channels_last
+    dense = dy.contiguous(memory_format=last), dy if dy2 is None else dy2.contiguous(memory_format=last)
+    block_c = min(triton.next_power_of_2(channels), 64)
+    _dtable[(programs * triton.cdiv(channels, block_c),)](
+        *dense, x.contiguous(memory_format=last), table, order, offsets, mean, rstd, dtable, partials,
+        slope, slope2 or 0.0, group_stride(mean), rows, x.size(3), patches[0].numel(), channels,
+        PAIR=outputs == 2, CHILDREN=children, SEGMENT=SEGMENT, BLOCK_M=8, BLOCK_C=block_c, num_warps=2,
+    )  # fmt: skip
+    add_partials(partials, offsets, dtable)
+    if mean.size(0) == 1:
+        scale = 1 + table.view(rows, outputs, 2, channels)[:, :, :1]
+        sums.copy_((scale * dtable.view(rows, outputs, 2, channels)).sum((0, 1)).flip(0)[:, None])
+        return
+    t, layout = _tiling(x, dy, mean, chunked=True)
+    parts = t.samples * t.chunks
+    partials = sums.new_empty((2, parts, channels))
+    _sums[t.grid](
+        dy, dy2, x, table, patches, mean, rstd, partials, slope, slope2 or 0.0, group_stride(mean), *layout,
+        t.iterations, parts, *t.sizes, PAIR=outputs == 2, CHILDREN=children, **t.blocks,
+    )  # fmt: skip
+    torch.sum(partials.view(2, mean.size(0), -1, channels), 2, out=sums)
+
+
+@on_device
+def modulate_table_dx(
+    dy: Tensor, dy2: Tensor | None, x: Tensor, table: Tensor, patches: Tensor, mean: Tensor, rstd: Tensor,
+    means: Tensor, slope: float, slope2: float | None, upsample: bool, dx: Tensor,
+) -> None:  # fmt: skip
+    t, layout = _tiling(x, dy, mean)
+    _dx[t.grid](
+        dy, dy2, x, table, patches, mean, rstd, means, dx, slope, slope2 or 0.0, group_stride(mean), mean.size(0),
+        *layout, *t.sizes, PAIR=dy2 is not None, CHILDREN=4 if upsample else 1, **t.blocks,
+    )  # fmt: skip
