@@ -141,6 +141,16 @@ def test_files_without_partner_or_with_two_are_named(tmp_path):
         pair([Path("y/1.png")], [Path("x/1.jpg"), Path("x/01.jpg")])
 
 
+def test_label_maps_without_photograph_are_left_out_by_name(tmp_path, caplog):
+    folders = {kind: tmp_path / f"train_{kind}" for kind in ("label", "inst", "img")}
+    touch(*(folders[kind] / f"{n}.png" for kind in ("label", "inst") for n in (1, 2, 3)), folders["img"] / "2.jpg")
+    assert [item.label.name for item in find(tmp_path, "train")] == ["2.png"]
+    assert "1.png: no photograph" in caplog.text and "2 of 3 label maps" in caplog.text
+    (folders["inst"] / "3.png").unlink()
+    with pytest.raises(FileNotFoundError, match="3.png"):
+        find(tmp_path, "train")
+
+
 def test_find_coco(tmp_path):
     for kind, name in (("label", "2.png"), ("inst", "2.png"), ("img", "2.jpg")):
         touch(tmp_path / f"train_{kind}" / name, tmp_path / f"train_{kind}_portrait" / name)

@@ -55,6 +55,12 @@ def pair(files: Iterable[Path], others: Iterable[Path], endings: tuple[str, ...]
     return [right[name] for name in left]
 
 
+def unpaired(files: Iterable[Path], others: Iterable[Path], endings: tuple[str, ...] = ()) -> list[Path]:
+    """Those of `files` that `pair` finds no partner for."""
+    partners = _by_name(others, endings)
+    return [file for name, file in _by_name(files, endings).items() if name not in partners]
+
+
 def _by_name(files: Iterable[Path], endings: tuple[str, ...]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for file in files:

@@ -1,5 +1,6 @@
 """Label maps, instance maps and photographs: folders to items to batches with label plans."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch.utils.data import Dataset
 
 from i2ifast.labels import plan
 
-from .images import Preprocess, geometry, images_in, natural, pair, read_map, read_photo
+from .images import Preprocess, geometry, images_in, natural, pair, read_map, read_photo, unpaired
 
 UNKNOWN = 255  # in files; class `label_nc` with contain_dontcare_label
 # Cityscapes' names have these after what pairs them, outermost first.
@@ -74,17 +75,23 @@ class Files(NamedTuple):
 
 
 def match(labels: Sequence[Path], instances: Sequence[Path] = (), images: Sequence[Path] = ()) -> list[Files]:
-    """Label maps with their instance maps and photographs by name (`images.pair`); either of those may be empty."""
+    """Label maps with their instance maps and photographs by name (`images.pair`); either of those may be empty.
+
+    Label maps without photograph are left out, with a warning that names the first: data sets come with more maps than
+    photographs. Any other file without partner is an error.
+    """
     missing = [None] * len(labels)
-    return [
-        Files(*item)
-        for item in zip(
-            labels,
-            pair(labels, instances, ENDINGS) if instances else missing,
-            pair(labels, images, ENDINGS) if images else missing,
-            strict=True,
+    paired = pair(labels, instances, ENDINGS) if instances else missing
+    if not images:
+        return [Files(*item) for item in zip(labels, paired, missing, strict=True)]
+    without = set(unpaired(labels, images, ENDINGS))
+    if without:
+        logging.getLogger(__name__).warning(
+            "%s: no photograph of that name; %d of %d label maps are left out", min(without), len(without), len(labels)
         )
-    ]
+    kept = [item for item in zip(labels, paired, strict=True) if item[0] not in without]
+    photographs = pair([label for label, _ in kept], images, ENDINGS)
+    return [Files(*item, image) for item, image in zip(kept, photographs, strict=True)]
 
 
 def _coco(root: Path, phase: str) -> list[Files]:
@@ -136,8 +143,8 @@ def find(root: str | Path, phase: str, layout: str = "auto") -> list[Files]:
     ade20k      **/*_{phase}_*.png labels and .jpg photographs
     celebamask  CelebAMask-HQ-mask-anno/all_parts_except_glasses, CelebA-HQ-img, val.txt with the names of phase "val"
 
-    Folders of instances or photographs may be missing as a whole; a single file without partner is an error. `auto`
-    takes the one layout that finds something; FileNotFoundError where none does, ValueError where several do.
+    Folders of instances or photographs may be missing as a whole; for single files see `match`. `auto` takes the one
+    layout that finds something; FileNotFoundError where none does, ValueError where several do.
     """
     root = Path(root)
     if not root.is_dir():
