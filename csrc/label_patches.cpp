@@ -42,8 +42,7 @@ Pair label_vectors(Tensor x, int64_t limit, int64_t hash_bits) {
   const int64_t channels = x.size(1);
   Tensor symbols = torch::stable::new_empty(x, {x.size(0), x.size(2), x.size(3)}, ScalarType::Int);
   std::vector<int32_t> values;
-  i2ifast::label_vectors(words(x), x.size(0), channels, x.size(2) * x.size(3), limit, static_cast<int>(hash_bits),
-                         output(symbols), values);
+  i2ifast::label_vectors(words(x), x.size(0), channels, x.size(2) * x.size(3), limit, static_cast<int>(hash_bits), output(symbols), values);
   return {symbols, from_words(values, x, {static_cast<int64_t>(values.size()) / channels, channels})};
 }
 
@@ -60,12 +59,11 @@ Pair label_transpose(Tensor offsets, Tensor index, int64_t rows) {
   check(index, 1, ScalarType::Int, "index");
   STD_TORCH_CHECK(words(offsets)[offsets.size(0) - 1] == index.size(0), "offsets do not end at the length of index");
   const int32_t* members = words(index);
-  STD_TORCH_CHECK(std::all_of(members, members + index.size(0), [=](int32_t i) { return 0 <= i && i < rows; }),
-                  "index: expected 0..", rows - 1);
+  STD_TORCH_CHECK(std::all_of(members, members + index.size(0), [=](int32_t i) { return 0 <= i && i < rows; }), "index: expected 0..",
+                  rows - 1);
   Tensor transposed_offsets = torch::stable::new_empty(offsets, {rows + 1});
   Tensor transposed_index = torch::stable::new_empty(index, {index.size(0)});
-  i2ifast::label_transpose(words(offsets), offsets.size(0) - 1, members, rows, output(transposed_offsets),
-                           output(transposed_index));
+  i2ifast::label_transpose(words(offsets), offsets.size(0) - 1, members, rows, output(transposed_offsets), output(transposed_index));
   return {transposed_offsets, transposed_index};
 }
 

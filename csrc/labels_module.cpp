@@ -1,6 +1,4 @@
 // i2ifast._labels: the label kernels on NumPy arrays, without torch and without the GIL.
-#include "../kernels/label_patches.h"
-
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -8,6 +6,8 @@
 #include <string>
 #include <utility>
 #include <vector>
+
+#include "../kernels/label_patches.h"
 
 namespace py = pybind11;
 
@@ -27,8 +27,7 @@ Words from_words(const std::vector<int32_t>& words, std::vector<py::ssize_t> sha
   return a;
 }
 
-std::pair<Words, Words> label_patches(const Words& ids, int64_t kernel, int64_t stride, int64_t padding,
-                                      int hash_bits) {
+std::pair<Words, Words> label_patches(const Words& ids, int64_t kernel, int64_t stride, int64_t padding, int hash_bits) {
   check_dim(ids, 3, "ids");
   const i2ifast::LabelWindows w{ids.shape(0), ids.shape(1), ids.shape(2), kernel, stride, padding};
   if (kernel < 1 || stride < 1 || padding < 0 || std::min(w.height, w.width) + 2 * padding < kernel)
@@ -82,9 +81,8 @@ std::pair<Words, Words> label_transpose(const Words& offsets, const Words& index
 
 PYBIND11_MODULE(_labels, m) {
   m.doc() = "Distinct windows of label maps and the lists made of them, on int32 NumPy arrays.";
-  m.def("label_patches", &label_patches, py::arg("ids"), py::arg("kernel"), py::arg("stride") = 1,
-        py::arg("padding") = 0, py::arg("hash_bits") = 64,
-        "ids [N, H, W] -> (patches [N, Ho, Wo], neighbours [D, kernel * kernel])");
+  m.def("label_patches", &label_patches, py::arg("ids"), py::arg("kernel"), py::arg("stride") = 1, py::arg("padding") = 0,
+        py::arg("hash_bits") = 64, "ids [N, H, W] -> (patches [N, Ho, Wo], neighbours [D, kernel * kernel])");
   m.def("label_bags", &label_bags, py::arg("neighbours"), "neighbours [D, T] -> (offsets [D+1], index [M])");
   m.def("label_transpose", &label_transpose, py::arg("offsets"), py::arg("index"), py::arg("rows"),
         "(offsets, index) of the transposed lists");

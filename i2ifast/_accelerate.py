@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.spectral_norm import SpectralNorm as TorchSpectralNorm
 
 from .nn._norm import statistics_of
+from .nn.conv import Conv2d, is_3x3
 from .nn.instance import instance_norm_act
 from .nn.spade import SPADE, Modulator, apply
 from .nn.spectral import SpectralNorm, adopt, release
@@ -33,12 +34,13 @@ def accelerate(model: nn.Module) -> nn.Module:
       replacement agree on random inputs, in training and in evaluation.
     - InstanceNorm2d (affine or not, without running statistics) followed by ReLU or LeakyReLU in an nn.Sequential.
     - Hooks of torch.nn.utils.spectral_norm.
+    - 3x3 convolutions with stride 1 and zero padding 1.
 
     Outputs and gradients are the same up to summation order. A layer called in a way that its replacement does not know
     (keyword arguments, hooks on its children) runs its own forward. The model can be copied, pickled (loading it takes
     i2ifast) and run by DataParallel and DistributedDataParallel; `restore` it before scripting, tracing or export.
     """
-    layers, pairs, norms, left = 0, 0, 0, []
+    layers, pairs, norms, convolutions, left = 0, 0, 0, 0, []
     for name, module in model.named_modules():
         if isinstance(module, SPADE | _Changed | torch.jit.ScriptModule) or "forward" in vars(module):
             continue
@@ -49,12 +51,18 @@ def accelerate(model: nn.Module) -> nn.Module:
         elif type(module).forward is nn.Sequential.forward and (count := _count_pairs(module)):
             _change(module, _InstanceNormActs)
             pairs += count
+        elif type(module) is nn.Conv2d and is_3x3(module):
+            _change(module, _Conv2d)
+            convolutions += 1
         for hook in module._forward_pre_hooks.values():
             if type(hook) is TorchSpectralNorm:
                 adopt(module, hook)
                 hook._accelerated = True
                 norms += 1
-    print(f"accelerate: {layers} SPADE layers, {pairs} instance norms with activation, {norms} spectral norms")
+    print(
+        f"accelerate: {layers} SPADE layers, {pairs} instance norms with activation, {norms} spectral norms, ", end=""
+    )
+    print(f"{convolutions} 3x3 convolutions")
     print(*(f"  left {line}\n" for line in left), sep="", end="")
     return model
 
@@ -139,10 +147,22 @@ class _Parts(NamedTuple):
     beta: str
 
 
+class _Conv2d(_Changed):
+    """3x3 convolutions through ops.conv3x3."""
+
+    _conv_forward = Conv2d._conv_forward
+
+
 class _SpadeLayer(_Changed):
     """norm(x) * (1 + gamma) + beta through the tables of nn.SPADE."""
 
     _i2ifast_parts: _Parts
+    _baked: Modulator | None = None
+
+    def bake(self) -> None:
+        """Lay the weights out once, for inference: see `nn.bake`."""
+        _, *convolutions = [self.get_submodule(name) for name in self._i2ifast_parts]
+        self._baked = Modulator(*convolutions, fixed=True)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         parts = [self.get_submodule(name) for name in self._i2ifast_parts]
@@ -150,7 +170,7 @@ class _SpadeLayer(_Changed):
             return super().forward(*args, **kwargs)
         x, segmap = args
         norm, shared, gamma, beta = parts
-        by = Modulator(shared, gamma, beta)(segmap, tuple(x.shape[2:]))
+        by = (self._baked or Modulator(shared, gamma, beta))(segmap, tuple(x.shape[2:]))
         if norm.training and not _is_torchs(norm):
             # Others' synchronisation is theirs to do.
             return apply(norm(x), by, no_statistics(x))

@@ -159,6 +159,11 @@ def _moments(per_sample: bool) -> Case:
     )
 
 
+def _conv_inputs(shape, g):
+    n, c, h, w = shape
+    return {"x": normal(g, *shape), "weight": 0.2 * normal(g, 64, c, 3, 3), "bias": normal(g, 64)}
+
+
 def _linear_inputs(shape, g):
     n, c, h, w = shape
     return {"x": normal(g, n * h * w, c), "weight": normal(g, 2 * c, c), "bias": normal(g, 2 * c)}
@@ -192,6 +197,7 @@ CASES = [
     *[_style(kind, act) for kind, act in (("instance", "relu"), ("batch", 0.2), ("none", "none"), ("fixed", 0.2))],
     _moments(True),
     _moments(False),
+    Case("conv3x3", _conv_inputs, ops.conv3x3, lambda x, weight, bias: F.conv2d(x, weight, bias, padding=1)),
     Case("linear", _linear_inputs, ops.linear, F.linear),
     Case("gather_sum", _gather_inputs, ops.gather_sum, _gather_plain),
 ]

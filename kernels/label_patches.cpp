@@ -112,8 +112,8 @@ std::vector<int32_t> label_patches(const int32_t* ids, const LabelWindows& w, in
   return distinct.take_rows();
 }
 
-bool label_vectors(const int32_t* x, int64_t images, int64_t channels, int64_t pixels, int64_t limit, int hash_bits,
-                   int32_t* symbols, std::vector<int32_t>& values) {
+bool label_vectors(const int32_t* x, int64_t images, int64_t channels, int64_t pixels, int64_t limit, int hash_bits, int32_t* symbols,
+                   std::vector<int32_t>& values) {
   constexpr int64_t block = 1024;  // of pixels: its vectors stay in cache between the two passes
   std::vector<int32_t> changed(block), vector(channels);
   Distinct distinct(channels, hash_bits);
@@ -152,8 +152,8 @@ std::vector<int32_t> label_bags(const int32_t* neighbours, int64_t rows, int64_t
   return index;
 }
 
-void label_transpose(const int32_t* offsets, int64_t bags, const int32_t* index, int64_t rows,
-                     int32_t* transposed_offsets, int32_t* transposed_index) {
+void label_transpose(const int32_t* offsets, int64_t bags, const int32_t* index, int64_t rows, int32_t* transposed_offsets,
+                     int32_t* transposed_index) {
   std::fill_n(transposed_offsets, rows + 1, 0);
   for (int64_t m = 0; m < offsets[bags]; ++m) ++transposed_offsets[index[m] + 1];
   for (int64_t r = 0; r < rows; ++r) transposed_offsets[r + 1] += transposed_offsets[r];

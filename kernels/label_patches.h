@@ -23,8 +23,8 @@ std::vector<int32_t> label_patches(const int32_t* ids, const LabelWindows& windo
 
 // Number of the channel vector at every pixel of x [images, channels, pixels] (words of 32 bits), by first appearance:
 // symbols [images, pixels]; appends the distinct vectors [S, channels] to `values`. False, early, if S exceeds `limit`.
-bool label_vectors(const int32_t* x, int64_t images, int64_t channels, int64_t pixels, int64_t limit, int hash_bits,
-                   int32_t* symbols, std::vector<int32_t>& values);
+bool label_vectors(const int32_t* x, int64_t images, int64_t channels, int64_t pixels, int64_t limit, int hash_bits, int32_t* symbols,
+                   std::vector<int32_t>& values);
 
 // Bag d holds neighbours[d, tap] * taps + tap for every neighbour that is not negative.
 // Writes offsets [rows + 1], returns the index.
@@ -32,7 +32,7 @@ std::vector<int32_t> label_bags(const int32_t* neighbours, int64_t rows, int64_t
 
 // Bag r of the transpose holds, in increasing order, every d (as often) as r is in bag d.
 // Writes transposed_offsets [rows + 1] and transposed_index [offsets[bags]].
-void label_transpose(const int32_t* offsets, int64_t bags, const int32_t* index, int64_t rows,
-                     int32_t* transposed_offsets, int32_t* transposed_index);
+void label_transpose(const int32_t* offsets, int64_t bags, const int32_t* index, int64_t rows, int32_t* transposed_offsets,
+                     int32_t* transposed_index);
 
 }  // namespace i2ifast

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import spectral_norm as torch_spectral_norm
 
 from i2ifast._accelerate import accelerate, restore
-from i2ifast.nn import SPADE
+from i2ifast.nn import SPADE, bake
 from i2ifast.nn import spectral_norm as fused_spectral_norm
 
 
@@ -170,8 +170,8 @@ def snapshot(model: nn.Module) -> dict:
 
 
 def changed(capsys) -> list[int]:
-    """The three counts of the last summary."""
-    return [int(word) for word in capsys.readouterr().out.splitlines()[0].split() if word.isdigit()]
+    """SPADE layers, pairs and spectral norms of the last summary; 3x3 convolutions have their own test."""
+    return [int(word) for word in capsys.readouterr().out.splitlines()[0].split() if word.isdigit()][:3]
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -331,7 +331,7 @@ def test_own_modules_are_left_alone(capsys):
     before = snapshot(model)
     accelerate(model)
     assert snapshot(model) == before
-    assert capsys.readouterr().out == "accelerate: 0 SPADE layers, 0 instance norms with activation, 0 spectral norms\n"
+    assert changed(capsys) == [0, 0, 0]
     restore(model)
     assert snapshot(model) == before
 
@@ -381,3 +381,16 @@ def test_autocast(capsys):
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         y, theirs = ours(condition), plain(condition)
     assert (y - exact).abs().max() <= 2 * (theirs - exact).abs().max()
+
+
+def test_convolutions(capsys):
+    """3x3 convolutions change, others do not; a changed network bakes, and restores."""
+    net = nn.Sequential(nn.Conv2d(16, 64, 3, padding=1), nn.Conv2d(64, 64, 3, 2, 1), nn.Conv2d(64, 64, 1))
+    x = torch.randn(2, 16, 12, 10)
+    with torch.no_grad():
+        expected = net(x)
+        accelerate(net)
+        assert "1 3x3 convolutions" in capsys.readouterr().out
+        torch.testing.assert_close(net(x), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(bake(net)(x), expected, rtol=1e-5, atol=1e-5)
+        assert torch.equal(restore(net)(x), expected) and type(net[0]) is nn.Conv2d

@@ -173,7 +173,9 @@ def test_compile_equals_eager(case):
     compiled = torch.compile(lambda **t: case.ours(**t), fullgraph=True, backend="aot_eager", dynamic=False)
     eager, ours = run(case.ours, tensors), run(compiled, tensors)
     for name in eager:
-        torch.testing.assert_close(ours[name], eager[name], rtol=1e-6, atol=1e-6)
+        # The compiler may choose other layouts, and with them other summation orders of the library's convolutions.
+        scale = max(1.0, eager[name].abs().max().item())
+        torch.testing.assert_close(ours[name], eager[name], rtol=0, atol=1e-6 * scale)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
@@ -221,10 +223,12 @@ def test_every_small_shape(case):
     ]
     for shape in shapes:
         tensors = inputs(case, shape, torch.float32)
-        truth, plain = truth_of(case, tensors), run(case.plain, tensors)
+        truth = truth_of(case, tensors)
         for layout in ("contiguous", "channels_last"):
             laid = {k: layouts(v).get(layout, v) for k, v in tensors.items()}
-            assert_within_twice(run(case.ours, laid), plain, truth, torch.float32, terms_of(case, tensors))
+            assert_within_twice(
+                run(case.ours, laid), run(case.plain, laid), truth, torch.float32, terms_of(case, tensors)
+            )
 
 
 def test_errors_name_value_and_limit():

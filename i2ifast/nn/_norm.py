@@ -33,7 +33,7 @@ def statistics_of(
     if not norm.training and norm.running_mean is not None:
         return tuple(fixed_statistics(n.running_mean, n.running_var, n.eps) for n in norms)
     group = synchronised_group() if synchronise and norm.training else ""
-    if norm.training and not group and x.numel() == x.size(1):
+    if norm.training and not group and repeats * x.numel() == x.size(1):
         raise ValueError(
             f"batch norm in training: one value per channel has no variance, got x of shape {list(x.shape)}"
         )
@@ -46,9 +46,10 @@ def statistics_of(
 
 @torch.no_grad()
 def update_running(norm: nn.Module, statistics: Statistics, var: Tensor, count: Tensor) -> None:
-    """The running buffers as torch.nn.BatchNorm2d moves them: the variance is the unbiased one."""
+    """Move running buffers as torch.nn.BatchNorm2d does: the variance is the unbiased one, an empty batch none."""
     norm.num_batches_tracked.add_(1)
     momentum = norm.momentum if norm.momentum is not None else 1.0 / float(norm.num_batches_tracked)
+    momentum = (momentum * count.clamp(max=1)).to(norm.running_mean.dtype)
     unbiased = var * (count / (count - 1).clamp(min=1))
     norm.running_mean.lerp_(statistics.mean[0].to(norm.running_mean.dtype), momentum)
     norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), momentum)

@@ -6,26 +6,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 
+from ..ops.conv3x3 import PackedConv3x3, fast
+from .conv import Conv2d, is_3x3
+
 
 class PackedConv2d(nn.Module):
-    """A convolution whose weight lies in the layout that oneDNN wants, instead of being laid out in every forward.
+    """A convolution whose weight lies as its kernel wants it, instead of being laid out in every forward.
 
-    Measured on an AVX-512 CPU, float32, batch 1: 1.7 times the rate over the main convolutions of SPADE at 256x256,
-    7.7 times for 1024 to 1024 channels at 8x8.
+    3x3 convolutions take the kernel of ops.conv3x3 where it applies, others oneDNN's.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.bias = None if conv.bias is None else conv.bias.detach()
+        self.weight = conv.weight.detach()
         self.geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
-        self.weight: Tensor | None = conv.weight.detach()
+        ours = is_3x3(conv) and fast(self.weight, conv.in_channels, conv.out_channels)
+        self.winograd = PackedConv3x3(self.weight, self.bias) if ours else None
         self.packed: Tensor | None = None
 
     @staticmethod
     def applies(conv: nn.Module) -> bool:
         """Plain float32 convolutions on the CPU, where torch is built with oneDNN."""
         return (
-            type(conv) is nn.Conv2d
+            isinstance(conv, nn.Conv2d)
+            and type(conv).forward is nn.Conv2d.forward
+            and type(conv)._conv_forward in (nn.Conv2d._conv_forward, Conv2d._conv_forward)
             and conv.padding_mode == "zeros"
             and not isinstance(conv.padding, str)
             and conv.weight.dtype is torch.float32
@@ -35,12 +41,18 @@ class PackedConv2d(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError("a baked network has no gradients: call it under torch.no_grad(), or the original")
+        if self.winograd is not None:
+            return self.winograd(x)
         if self.packed is None:  # the best layout depends on the input's size; any later size works as well
             self.packed = torch._C._nn.mkldnn_reorder_conv2d_weight(
                 self.weight.to_mkldnn(), *self.geometry, list(x.shape)
             )
-            self.weight = None
         return torch.ops.mkldnn._convolution_pointwise(x, self.packed, self.bias, *self.geometry, "none", [], "")
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"packed": None}  # oneDNN's tensors cannot be copied
 
 
 @torch.no_grad()
@@ -48,8 +60,8 @@ def bake(model: nn.Module) -> nn.Module:
     """A copy of `model` for inference: the same results up to rounding, faster, and no longer trainable.
 
     Spectral norm is folded into the weights, SPADE layers keep their tap matrices, the statistics of a shortcut's norm
-    go into its weights, and on the CPU convolutions keep their weights in oneDNN's layout. Parameters that change
-    afterwards have no effect, which is why this is a copy.
+    go into its weights, and on the CPU convolutions keep their weights in the layout of their kernel. Parameters that
+    change afterwards have no effect, which is why this is a copy.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
     for module in model.modules():

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import instance_statistics, modulate_style, moments
+from ..ops._op import accumulation_dtype
 
 
 class InstanceNormAct(nn.Module):
@@ -30,7 +31,8 @@ def instance_norm_act(
     [C]."""
     style = None
     if weight is not None:
-        style = torch.cat([weight - 1, bias]).expand(x.size(0), -1)
+        wide = weight.to(accumulation_dtype(weight))  # 1 + (weight - 1) would lose the bits of a half
+        style = torch.cat([wide - 1, bias]).expand(x.size(0), -1)
     return modulate_style(x, style, instance_statistics(x, eps), act)
 
 

@@ -3,24 +3,30 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..labels import LabelPlan, Level, Windows, plan_dense
 from ..ops import gather_sum, linear
 
+_plans = WeakTensorKeyDictionary()  # tensor -> (its state, its plan)
+
 
 def plan_of(seg: Tensor | LabelPlan) -> LabelPlan | None:
-    """The plan of a conditioning map; None where a plan does not apply (it requires grad) or does not pay (soft maps).
+    """The plan of a conditioning map; None where it does not apply (seg requires grad) or does not pay (soft maps).
 
-    The plan of a tensor is remembered with it, so that all layers of a forward share one.
+    The plan of a tensor is remembered as long as that lives unchanged, so that all layers of a forward share one. Not
+    so for inference tensors, which do not tell of changes: give those networks a plan.
     """
     if isinstance(seg, LabelPlan):
         return seg
     if seg.requires_grad:
         return None
-    version = None if seg.is_inference() else seg._version
-    remembered = getattr(seg, "_i2ifast_plan", None)
-    if remembered is None or remembered[0] != version:
-        remembered = seg._i2ifast_plan = (version, plan_dense(seg))
+    if seg.is_inference():
+        return plan_dense(seg)
+    state = seg._version, seg.data_ptr()
+    remembered = _plans.get(seg)
+    if remembered is None or remembered[0] != state:
+        remembered = _plans[seg] = (state, plan_dense(seg))
     return remembered[1]
 
 

@@ -8,8 +8,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..labels import LabelPlan
-from ..ops import PackedLinear, Segments, Statistics, fixed_statistics, linear, modulate, modulate_table
+from ..ops import (
+    PackedConv3x3,
+    PackedLinear,
+    Segments,
+    Statistics,
+    conv3x3,
+    fixed_statistics,
+    linear,
+    modulate,
+    modulate_table,
+)
 from ._norm import statistics_of
+from .conv import Conv2d
 from .label_conv import centred, expand, plan_of, resized, sum_windows, table_pays, tap_matrix
 from .spectral import spectral_norm
 
@@ -32,7 +43,9 @@ class Modulator:
         self.shared, self.padding, self.kernel = shared, gamma.padding, shared.kernel_size[0]
         self.weight = torch.cat([gamma.weight, beta.weight])  # [2C, hidden, k, k]
         self.bias = torch.cat([gamma.bias, beta.bias])
-        self.fixed = (PackedLinear(*self._first()), PackedLinear(*self._second())) if fixed else None
+        self.first = PackedLinear(*self._first()) if fixed else lambda x: linear(x, *self._first())
+        self.second = PackedLinear(*self._second()) if fixed else lambda x: linear(x, *self._second())
+        self.dense = PackedConv3x3(self.weight, self.bias) if fixed and self.kernel == 3 else self._dense
 
     def _first(self) -> tuple[Tensor, Tensor | None]:
         return tap_matrix(self.shared.weight), None
@@ -40,19 +53,23 @@ class Modulator:
     def _second(self) -> tuple[Tensor, Tensor]:
         return tap_matrix(self.weight), centred(self.bias, self.kernel**2)
 
+    def _dense(self, hidden: Tensor) -> Tensor:
+        if self.kernel == 3 and not torch.is_autocast_enabled(hidden.device.type):
+            return conv3x3(hidden, self.weight, self.bias)
+        return F.conv2d(hidden, self.weight, self.bias, padding=self.padding)
+
     def __call__(self, seg: Tensor | LabelPlan, size: tuple[int, int]) -> Table | Tensor:
         """For seg resized to `size` by nearest: a table, or a dense map [N, 2C, H, W] where that is cheaper."""
         plan = plan_of(seg)
         if plan is None:
             hidden = F.conv2d(resized(seg, size), self.shared.weight, self.shared.bias, padding=self.shared.padding)
-            return F.conv2d(F.relu(hidden), self.weight, self.bias, padding=self.padding)
-        first, second = self.fixed or (lambda x: linear(x, *self._first()), lambda x: linear(x, *self._second()))
+            return self.dense(F.relu(hidden))
         level = plan.level(size, self.kernel)
-        rows = first(plan.values.to(self.weight.dtype)).view(-1, self.shared.out_channels)
+        rows = self.first(plan.values.to(self.weight.dtype)).view(-1, self.shared.out_channels)
         hidden = F.relu(sum_windows(rows, level.hidden) + self.shared.bias)
         if not table_pays(level):
-            return F.conv2d(expand(hidden, level.hidden), self.weight, self.bias, padding=self.padding)
-        rows = sum_windows(second(hidden).view(-1, self.bias.numel()), level.table)
+            return self.dense(expand(hidden, level.hidden))
+        rows = sum_windows(self.second(hidden).view(-1, self.bias.numel()), level.table)
         return Table(rows, level.table.patches, level.table.segments if rows.is_cuda else None)
 
 
@@ -102,9 +119,9 @@ class SPADE(nn.Module):
         self.synchronise, ks = parsed[1] == "syncbatch", int(parsed[2])
         instance = parsed[1] == "instance"
         self.param_free_norm = nn.InstanceNorm2d(norm_nc) if instance else nn.BatchNorm2d(norm_nc, affine=False)
-        self.mlp_shared = nn.Sequential(nn.Conv2d(label_nc, nhidden, ks, padding=ks // 2), nn.ReLU())
-        self.mlp_gamma = nn.Conv2d(nhidden, norm_nc, ks, padding=ks // 2)
-        self.mlp_beta = nn.Conv2d(nhidden, norm_nc, ks, padding=ks // 2)
+        self.mlp_shared = nn.Sequential(Conv2d(label_nc, nhidden, ks, padding=ks // 2), nn.ReLU())
+        self.mlp_gamma = Conv2d(nhidden, norm_nc, ks, padding=ks // 2)
+        self.mlp_beta = Conv2d(nhidden, norm_nc, ks, padding=ks // 2)
         self.to(memory_format=torch.channels_last)  # taps of the weights are rows then, see tap_matrix
         self._baked: Modulator | None = None
 
@@ -125,7 +142,7 @@ class SPADE(nn.Module):
 
 
 class SPADEResnetBlock(nn.Module):
-    """y = shortcut + conv_1(lrelu(norm_1(conv_0(lrelu(norm_0(x)))))); shortcut = x, or conv_s(norm_s(x)) if fin != fout.
+    """y = shortcut + conv_1(lrelu(norm_1(conv_0(lrelu(norm_0(x)))))); shortcut = x, or conv_s(norm_s(x)).
 
     Drop-in for the original: `norm_G` is a SPADE config text, with 'spectral' before it for spectral norm on the
     convolutions.
@@ -135,8 +152,8 @@ class SPADEResnetBlock(nn.Module):
         super().__init__()
         fmiddle = min(fin, fout)
         self.learned_shortcut = fin != fout
-        self.conv_0 = nn.Conv2d(fin, fmiddle, 3, padding=1)
-        self.conv_1 = nn.Conv2d(fmiddle, fout, 3, padding=1)
+        self.conv_0 = Conv2d(fin, fmiddle, 3, padding=1)
+        self.conv_1 = Conv2d(fmiddle, fout, 3, padding=1)
         if self.learned_shortcut:
             self.conv_s = nn.Conv2d(fin, fout, 1, bias=False)
         if "spectral" in norm_G:

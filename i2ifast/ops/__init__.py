@@ -1,5 +1,6 @@
 """Fused ops. Each is a few lines of differentiable PyTorch (the reference) with optional kernels for CPU and CUDA."""
 
+from .conv3x3 import PackedConv3x3, conv3x3
 from .gather_sum import gather_sum
 from .label_patches import label_patches
 from .linear import PackedLinear, linear
@@ -17,10 +18,12 @@ from .moments import (
 from .spectral_weight import spectral_weight
 
 __all__ = [
+    "PackedConv3x3",
     "PackedLinear",
     "Segments",
     "Statistics",
     "batch_statistics",
+    "conv3x3",
     "fixed_statistics",
     "gather_sum",
     "instance_statistics",

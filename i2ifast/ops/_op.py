@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .. import _backend
 
@@ -86,11 +87,18 @@ def dense_like(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=memory_format(x))
 
 
+def refuse_forward_mode(*tensors: Tensor) -> None:
+    """Custom ops drop the tangents of forward-mode differentiation without a word; this says it."""
+    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        raise NotImplementedError("i2ifast's ops have no forward-mode derivatives (torch.func.jvp, dual numbers)")
+
+
 def check_4d(name: str, x: Tensor) -> None:
     if x.dim() != 4:
         raise ValueError(f"{name}: expected a tensor [N, C, H, W], got shape {list(x.shape)}")
     if not x.is_floating_point():
         raise TypeError(f"{name}: expected a floating-point tensor, got {x.dtype}")
+    refuse_forward_mode(x)
 
 
 def check_shape(name: str, t: Tensor, expected: Sequence[int]) -> None:

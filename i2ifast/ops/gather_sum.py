@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import _backend
-from ._op import accumulation_dtype, autograd, define
+from ._op import accumulation_dtype, autograd, define, refuse_forward_mode
 
 
 def reference_forward(rows: Tensor, offsets: Tensor, index: Tensor) -> Tensor:
@@ -57,6 +57,7 @@ def gather_sum(rows: Tensor, offsets: Tensor, index: Tensor, t_offsets: Tensor, 
     for name, t in (("offsets", offsets), ("index", index), ("t_offsets", t_offsets), ("t_index", t_index)):
         if t.dtype is not torch.int32:
             raise TypeError(f"{name} is {t.dtype}, expected torch.int32")
+    refuse_forward_mode(rows)
     if t_offsets.numel() != rows.size(0) + 1:
         raise ValueError(f"rows has {rows.size(0)} rows, the transposed list {t_offsets.numel() - 1}")
     return torch.ops.i2ifast.gather_sum(rows, offsets, index, t_offsets, t_index)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _backend
-from ._op import autograd, define
+from ._op import autograd, define, refuse_forward_mode
 
 
 def _onednn(x: Tensor) -> bool:
@@ -49,6 +49,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight^T + bias. x [M, K], weight [L, K], bias [L] -> [M, L], contiguous. Differentiable to any order."""
     if x.dim() != 2 or weight.dim() != 2 or x.size(1) != weight.size(1):
         raise ValueError(f"x has shape {list(x.shape)}, weight {list(weight.shape)}: expected [M, K] and [L, K]")
+    refuse_forward_mode(x, weight)
     return torch.ops.i2ifast.linear(x, weight, bias)
 
 
@@ -64,3 +65,6 @@ class PackedLinear:
         if self._packed is None:
             self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, x.size(0))
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_packed": None}  # oneDNN's tensors cannot be copied

@@ -123,8 +123,9 @@ def _setup(ctx, inputs, output) -> None:
 
 
 def _autograd(ctx, dy, dy2):
-    pair = ctx.saved_tensors[2] is not None
-    dx, d_by, d_by2 = torch.ops.i2ifast.modulate_backward(dy, dy2 if pair else None, *ctx.saved_tensors, *ctx.rest)
+    saved = ctx.saved_tensors  # once: checkpointing recomputes them for one unpacking
+    pair = saved[2] is not None
+    dx, d_by, d_by2 = torch.ops.i2ifast.modulate_backward(dy, dy2 if pair else None, *saved, *ctx.rest)
     return dx, d_by, d_by2 if pair else None, *[None] * 6
 
 

@@ -95,7 +95,8 @@ def batch_statistics(x: Tensor, eps: float = 1e-5, group: str = "") -> tuple[Sta
 
 def fixed_statistics(mean: Tensor, var: Tensor, eps: float = 1e-5) -> Statistics:
     """Running statistics [C] as constants."""
-    return Statistics(mean.detach()[None], (var.detach() + eps).rsqrt()[None], False)
+    wide = accumulation_dtype(mean)
+    return Statistics(mean.detach().to(wide)[None], (var.detach().to(wide) + eps).rsqrt()[None], False)
 
 
 def no_statistics(x: Tensor) -> Statistics:

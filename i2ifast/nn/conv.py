@@ -1,0 +1,22 @@
+"""Convolutions on the faster route of the device."""
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import conv3x3
+
+
+def is_3x3(conv: nn.Conv2d) -> bool:
+    """Whether it is what ops.conv3x3 computes: stride 1, zero padding 1, no dilation, one group."""
+    shape = conv.kernel_size, conv.stride, conv.padding, conv.dilation
+    return shape == ((3, 3), (1, 1), (1, 1), (1, 1)) and conv.groups == 1 and conv.padding_mode == "zeros"
+
+
+class Conv2d(nn.Conv2d):
+    """torch.nn.Conv2d, with 3x3 convolutions of float32 images through `ops.conv3x3`."""
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        # Autocast, and what comes without a batch, are torch's to handle.
+        if x.dim() != 4 or x.dtype is not weight.dtype or torch.is_autocast_enabled(x.device.type) or not is_3x3(self):
+            return nn.Conv2d._conv_forward(self, x, weight, bias)
+        return conv3x3(x, weight, bias)
