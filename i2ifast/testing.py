@@ -132,11 +132,13 @@ def _dense_pair(kind: str) -> Case:
 
 def _style(kind: str, act) -> Case:
     def make(shape, g):
-        return {"x": normal(g, *shape), "style": 0.5 * normal(g, shape[0], 2 * shape[1])}
+        style = 0.5 * normal(g, shape[0], 2 * shape[1])
+        style[:, : shape[1]] += 1
+        return {"x": normal(g, *shape), "style": style}
 
     def plain(x, style):
-        gamma, beta = style[..., None, None].chunk(2, 1)
-        return _plain_act(_plain_norm(x, kind) * (1 + gamma) + beta, act)
+        scale, shift = style[..., None, None].chunk(2, 1)
+        return _plain_act(_plain_norm(x, kind) * scale + shift, act)
 
     def ours(x, style):
         return ops.modulate_style(x, style, _statistics(x, kind), act)

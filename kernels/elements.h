@@ -1,5 +1,6 @@
-// The formula y = act((x - mean) * rstd * (1 + gamma) + beta) on a row of channels (channels_last: statistics and modulation vary
-// along the row) and on a run of a plane (contiguous: they are scalars, or gamma and beta maps). Included by kernel files only.
+// The formula y = act((x - mean) * rstd * (Base + gamma) + beta), Base = 1 (maps, tables) or 0 (styles, whose gamma is the scale), on a row
+// of channels (channels_last: statistics and modulation vary along the row) and on a run of a plane (contiguous: they are scalars, or gamma
+// and beta maps). Included by kernel files only.
 #pragma once
 #include "isa.h"
 
@@ -28,23 +29,23 @@ inline void store(bf16* p, float v) {  // round to nearest even; NaN stays NaN
 
 inline float act(float z, float slope) { return z > 0 ? z : z * slope; }
 
-template <class T, class G>
+template <int Base, class T, class G>
 inline void row_forward(const T* __restrict x, const float* __restrict mean, const float* __restrict rstd, const G* __restrict gamma,
                         const G* __restrict beta, T* __restrict y, int64_t n, float slope) {
   for (int64_t c = 0; c < n; ++c) {
     float xhat = (load(x[c]) - mean[c]) * rstd[c];
-    store(y + c, act(xhat * (1 + load(gamma[c])) + load(beta[c]), slope));
+    store(y + c, act(xhat * (Base + load(gamma[c])) + load(beta[c]), slope));
   }
 }
 
 // Adds dz * xhat and dz, the gradients of gamma and beta, to two rows.
-template <class T, class G>
+template <int Base, class T, class G>
 inline void row_accumulate(const T* __restrict dy, const T* __restrict x, const float* __restrict mean, const float* __restrict rstd,
                            const G* __restrict gamma, const G* __restrict beta, float* __restrict dgamma, float* __restrict dbeta,
                            int64_t n, float slope) {
   for (int64_t c = 0; c < n; ++c) {
     float xhat = (load(x[c]) - mean[c]) * rstd[c];
-    float z = xhat * (1 + load(gamma[c])) + load(beta[c]);
+    float z = xhat * (Base + load(gamma[c])) + load(beta[c]);
     float dz = z > 0 ? load(dy[c]) : load(dy[c]) * slope;
     dgamma[c] += dz * xhat;
     dbeta[c] += dz;
@@ -52,11 +53,11 @@ inline void row_accumulate(const T* __restrict dy, const T* __restrict x, const 
 }
 
 // Adds g = dL/dxhat = dz * (1 + gamma) to a row.
-template <class T, class G>
+template <int Base, class T, class G>
 inline void row_gradient(const T* __restrict dy, const T* __restrict x, const float* __restrict mean, const float* __restrict rstd,
                          const G* __restrict gamma, const G* __restrict beta, float* __restrict g, int64_t n, float slope) {
   for (int64_t c = 0; c < n; ++c) {
-    float scale = 1 + load(gamma[c]);
+    float scale = Base + load(gamma[c]);
     float z = (load(x[c]) - mean[c]) * rstd[c] * scale + load(beta[c]);
     g[c] += (z > 0 ? load(dy[c]) : load(dy[c]) * slope) * scale;
   }

@@ -22,13 +22,14 @@ struct Piece {
   }
 };
 
-template <class T, class M>
+template <int Base, class T, class M>
 void rows_forward(const Modulate& p, int64_t begin, int64_t end) {
   for (int64_t item = begin; item < end; ++item) {
     Piece<T, M> s(p, item);
     for (int64_t i = 0; i < s.count; ++i)
-      row_forward(static_cast<const T*>(p.x) + (s.first + i) * p.c, p.mean + s.group * p.c, p.rstd + s.group * p.c,
-                  s.gamma_beta + i * s.step, s.gamma_beta + i * s.step + p.c, static_cast<T*>(p.y) + (s.first + i) * p.c, p.c, p.slope);
+      row_forward<Base>(static_cast<const T*>(p.x) + (s.first + i) * p.c, p.mean + s.group * p.c, p.rstd + s.group * p.c,
+                        s.gamma_beta + i * s.step, s.gamma_beta + i * s.step + p.c, static_cast<T*>(p.y) + (s.first + i) * p.c, p.c,
+                        p.slope);
   }
 }
 
@@ -65,12 +66,12 @@ void rows_sums_style(const Modulate& p, int64_t begin, int64_t end) {
     std::memset(sum_dz, 0, p.c * sizeof(float));
     std::memset(sum_dzx, 0, p.c * sizeof(float));
     for (int64_t i = 0; i < s.count; ++i)
-      row_accumulate(static_cast<const T*>(p.dy) + (s.first + i) * p.c, static_cast<const T*>(p.x) + (s.first + i) * p.c,
-                     p.mean + s.group * p.c, p.rstd + s.group * p.c, s.gamma_beta, s.gamma_beta + p.c, sum_dzx, sum_dz, p.c, p.slope);
+      row_accumulate<0>(static_cast<const T*>(p.dy) + (s.first + i) * p.c, static_cast<const T*>(p.x) + (s.first + i) * p.c,
+                        p.mean + s.group * p.c, p.rstd + s.group * p.c, s.gamma_beta, s.gamma_beta + p.c, sum_dzx, sum_dz, p.c, p.slope);
   }
 }
 
-template <class T, class M>
+template <int Base, class T, class M>
 void rows_dx(const Modulate& p, int64_t begin, int64_t end) {
   int64_t groups = p.per_sample ? p.n : 1;
   float g[kBlock];
@@ -84,7 +85,7 @@ void rows_dx(const Modulate& p, int64_t begin, int64_t end) {
         const T* x = static_cast<const T*>(p.x) + at;
         const M* gamma = s.gamma_beta + i * s.step + c;
         std::memset(g, 0, sizeof(g));
-        row_gradient(static_cast<const T*>(p.dy) + at, x, mean + c, rstd + c, gamma, gamma + p.c, g, n, p.slope);
+        row_gradient<Base>(static_cast<const T*>(p.dy) + at, x, mean + c, rstd + c, gamma, gamma + p.c, g, n, p.slope);
         row_dx(g, x, mean + c, rstd + c, mean_g + c, mean_gx + c, static_cast<T*>(p.dx) + at, n);
       }
   }
@@ -97,7 +98,7 @@ struct Plane {
   const T *x, *dy;
   // Dense maps, or one value of each read with step 0.
   const T *gamma, *beta;
-  float style_gamma, style_beta;
+  float style_scale, style_shift;
   int64_t at;
   Plane(const Modulate& p, int64_t item) {
     int64_t sample = item / p.c, c = item % p.c, group = (p.per_sample ? sample * p.c : 0) + c;
@@ -107,16 +108,16 @@ struct Plane {
     x = static_cast<const T*>(p.x) + at, dy = static_cast<const T*>(p.dy) + at;
     int64_t map = sample * 2 * p.c + c;
     gamma = p.dense ? static_cast<const T*>(p.gamma_beta) + map * p.pixels : nullptr, beta = p.dense ? gamma + p.c * p.pixels : nullptr;
-    style_gamma = p.dense ? 0 : static_cast<const float*>(p.gamma_beta)[map],
-    style_beta = p.dense ? 0 : static_cast<const float*>(p.gamma_beta)[map + p.c];
+    style_scale = p.dense ? 0 : static_cast<const float*>(p.gamma_beta)[map],
+    style_shift = p.dense ? 0 : static_cast<const float*>(p.gamma_beta)[map + p.c];
   }
   template <bool Dense>
   float scale(int64_t i) const {
-    return 1 + (Dense ? load(gamma[i]) : style_gamma);
+    return Dense ? 1 + load(gamma[i]) : style_scale;
   }
   template <bool Dense>
   float shift(int64_t i) const {
-    return Dense ? load(beta[i]) : style_beta;
+    return Dense ? load(beta[i]) : style_shift;
   }
   float xhat(int64_t i) const { return (load(x[i]) - mean) * rstd; }
   template <bool Dense>
@@ -178,9 +179,9 @@ void planes_dx(const Modulate& p, int64_t begin, int64_t end) {
 void modulate_forward(const Modulate& p, int64_t begin, int64_t end) {
   bool f32 = p.dtype == DType::f32;
   if (p.channels_last && p.dense)
-    f32 ? rows_forward<float, float>(p, begin, end) : rows_forward<bf16, bf16>(p, begin, end);
+    f32 ? rows_forward<1, float, float>(p, begin, end) : rows_forward<1, bf16, bf16>(p, begin, end);
   else if (p.channels_last)
-    f32 ? rows_forward<float, float>(p, begin, end) : rows_forward<bf16, float>(p, begin, end);
+    f32 ? rows_forward<0, float, float>(p, begin, end) : rows_forward<0, bf16, float>(p, begin, end);
   else if (p.dense)
     f32 ? planes_forward<float, true>(p, begin, end) : planes_forward<bf16, true>(p, begin, end);
   else
@@ -202,9 +203,9 @@ void modulate_sums(const Modulate& p, int64_t begin, int64_t end) {
 void modulate_dx(const Modulate& p, int64_t begin, int64_t end) {
   bool f32 = p.dtype == DType::f32;
   if (p.channels_last && p.dense)
-    f32 ? rows_dx<float, float>(p, begin, end) : rows_dx<bf16, bf16>(p, begin, end);
+    f32 ? rows_dx<1, float, float>(p, begin, end) : rows_dx<1, bf16, bf16>(p, begin, end);
   else if (p.channels_last)
-    f32 ? rows_dx<float, float>(p, begin, end) : rows_dx<bf16, float>(p, begin, end);
+    f32 ? rows_dx<0, float, float>(p, begin, end) : rows_dx<0, bf16, float>(p, begin, end);
   else if (p.dense)
     f32 ? planes_dx<float, true>(p, begin, end) : planes_dx<bf16, true>(p, begin, end);
   else

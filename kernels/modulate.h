@@ -12,7 +12,7 @@ struct Modulate {
   int64_t n, c, pixels;
   float slope;
   const void *x, *dy;
-  const void* gamma_beta;  // dense: [N, 2C, H, W] of x's dtype and layout; else float32 [N, 2C]
+  const void* gamma_beta;  // dense: gamma, beta [N, 2C, H, W] of x's dtype and layout; else scale, shift float32 [N, 2C]
   const float *mean, *rstd, *means;
   void *y, *dx, *d_gamma_beta;
   // Dense: sums of g and g * xhat; style: of dz and dz * xhat. channels_last: [2, N * pieces, C]; else [2, N, C].

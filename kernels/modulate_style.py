@@ -1,4 +1,4 @@
-"""Triton kernels of `modulate_style`: y = act((x - mean) * rstd * (1 + gamma) + beta) with style [N, 2C]."""
+"""Triton kernels of `modulate_style`: y = act((x - mean) * rstd * scale + shift) with style [N, 2C]."""
 
 import torch
 import triton
@@ -21,9 +21,9 @@ def _apply(
     ok = (p < hw)[:, None] & (c < channels)[None, :]
     at = n * hw * channels + p[:, None] * stride_p + c[None, :] * stride_c
     xhat = (load(x, at, ok) - row(mean, n * stride_g, c, channels)) * row(rstd, n * stride_g, c, channels)
-    gamma = row(style, n * 2 * channels, c, channels)
-    beta = row(style, n * 2 * channels + channels, c, channels)
-    store(y, at, activate(xhat * (1 + gamma) + beta, slope), ok)
+    factor = row(style, n * 2 * channels, c, channels)
+    shift = row(style, n * 2 * channels + channels, c, channels)
+    store(y, at, activate(xhat * factor + shift, slope), ok)
 
 
 @triton.jit
@@ -33,21 +33,21 @@ def _sums(
 ):  # fmt: skip
     n, p, c, part = place(hw, channels, BLOCK_P * iterations, BLOCK_P, BLOCK_C)
     mu, scale = row(mean, n * stride_g, c, channels), row(rstd, n * stride_g, c, channels)
-    gamma = row(style, n * 2 * channels, c, channels)
-    beta = row(style, n * 2 * channels + channels, c, channels)
-    dgamma = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
-    dbeta = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    factor = row(style, n * 2 * channels, c, channels)
+    shift = row(style, n * 2 * channels + channels, c, channels)
+    dfactor = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    dshift = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     for _ in range(iterations):
         ok = (p < hw)[:, None] & (c < channels)[None, :]
         at = n * hw * channels + p[:, None] * stride_p + c[None, :] * stride_c
         xhat = (load(x, at, ok) - mu) * scale
-        dz = activation_gradient(load(dy, at, ok), xhat * (1 + gamma) + beta, slope)
-        dgamma += dz * xhat
-        dbeta += dz
+        dz = activation_gradient(load(dy, at, ok), xhat * factor + shift, slope)
+        dfactor += dz * xhat
+        dshift += dz
         p += BLOCK_P
     out = partials + part * 2 * channels + c
-    tl.store(out, tl.sum(dgamma, 0), mask=c < channels)
-    tl.store(out + channels, tl.sum(dbeta, 0), mask=c < channels)
+    tl.store(out, tl.sum(dfactor, 0), mask=c < channels)
+    tl.store(out + channels, tl.sum(dshift, 0), mask=c < channels)
 
 
 @triton.jit
@@ -60,9 +60,9 @@ def _dx(
     at = n * hw * channels + p[:, None] * stride_p + c[None, :] * stride_c
     scale = row(rstd, n * stride_g, c, channels)
     xhat = (load(x, at, ok) - row(mean, n * stride_g, c, channels)) * scale
-    gamma = row(style, n * 2 * channels, c, channels)
-    beta = row(style, n * 2 * channels + channels, c, channels)
-    g = activation_gradient(load(dy, at, ok), xhat * (1 + gamma) + beta, slope) * (1 + gamma)
+    factor = row(style, n * 2 * channels, c, channels)
+    shift = row(style, n * 2 * channels + channels, c, channels)
+    g = activation_gradient(load(dy, at, ok), xhat * factor + shift, slope) * factor
     mean_g = row(means, n * stride_g, c, channels)
     mean_gx = row(means + groups * channels, n * stride_g, c, channels)
     store(dx, at, scale * (g - mean_g - xhat * mean_gx), ok)

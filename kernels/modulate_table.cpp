@@ -18,8 +18,8 @@ void forward(const ModulateTable& p, int64_t begin, int64_t end) {
     for (int64_t i = 0; i < width; ++i) {
       const float* table = p.table + p.patches[r * width + i] * row;
       for (int k = 0; k < p.outputs; ++k)
-        row_forward(x + i / scale * p.c, mean, rstd, table + 2 * k * p.c, table + (2 * k + 1) * p.c,
-                    static_cast<T*>(p.y[k]) + (r * width + i) * p.c, p.c, p.slope[k]);
+        row_forward<1>(x + i / scale * p.c, mean, rstd, table + 2 * k * p.c, table + (2 * k + 1) * p.c,
+                       static_cast<T*>(p.y[k]) + (r * width + i) * p.c, p.c, p.slope[k]);
     }
   }
 }
@@ -47,7 +47,7 @@ void sums(const ModulateTable& p, int64_t c0, int64_t n) {
           float *dgamma = accumulated[2 * k], *dbeta = accumulated[2 * k + 1];
           const float *gamma = table + 2 * k * p.c, *beta = gamma + p.c;
           for (int64_t j = i; j < next; ++j)
-            row_accumulate(dy + j * p.c, x + j / scale * p.c, mean, rstd, gamma, beta, dgamma, dbeta, n, p.slope[k]);
+            row_accumulate<1>(dy + j * p.c, x + j / scale * p.c, mean, rstd, gamma, beta, dgamma, dbeta, n, p.slope[k]);
           double *row_gamma = p.dtable + patches[i] * row + 2 * k * p.c + c0, *row_beta = row_gamma + p.c;
           for (int64_t c = 0; c < n; ++c) {
             row_gamma[c] += dgamma[c];
@@ -78,8 +78,8 @@ void dx(const ModulateTable& p, int64_t begin, int64_t end) {
           int64_t at = (r * scale + cell / scale) * width + i * scale + cell % scale;
           const float* table = p.table + p.patches[at] * row + c;
           for (int k = 0; k < p.outputs; ++k)
-            row_gradient(static_cast<const T*>(p.dy[k]) + at * p.c + c, x + c, mean + c, rstd + c, table + 2 * k * p.c,
-                         table + (2 * k + 1) * p.c, g, n, p.slope[k]);
+            row_gradient<1>(static_cast<const T*>(p.dy[k]) + at * p.c + c, x + c, mean + c, rstd + c, table + 2 * k * p.c,
+                            table + (2 * k + 1) * p.c, g, n, p.slope[k]);
         }
         row_dx(g, x + c, mean + c, rstd + c, mean_g + c, mean_gx + c, static_cast<T*>(p.dx) + (r * p.w + i) * p.c + c, n);
       }

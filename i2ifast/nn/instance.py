@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import instance_statistics, modulate_style, moments
-from ..ops._op import accumulation_dtype
 
 
 class InstanceNormAct(nn.Module):
@@ -31,8 +30,7 @@ def instance_norm_act(
     [C]."""
     style = None
     if weight is not None:
-        wide = weight.to(accumulation_dtype(weight))  # 1 + (weight - 1) would lose the bits of a half
-        style = torch.cat([wide - 1, bias]).expand(x.size(0), -1)
+        style = torch.cat([weight, bias]).expand(x.size(0), -1)
     return modulate_style(x, style, instance_statistics(x, eps), act)
 
 
@@ -50,12 +48,14 @@ class AdaIN(nn.Module):
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         if style.dim() != 4:
+            gamma, beta = style.chunk(2, 1)
+            style = torch.cat([1 + gamma, beta], 1)
             return modulate_style(x, style, instance_statistics(x, self.eps), self.act)
         # sqrt(k var + eps) = sqrt(k) sqrt(var + eps / k): the unbiased variance of x as a biased one with another eps.
         k = _unbiased(x)
         mean, var = moments(style)
         scale = (var * _unbiased(style) + self.eps).sqrt() / k**0.5
-        return modulate_style(x, torch.cat([scale - 1, mean], 1), instance_statistics(x, self.eps / k), self.act)
+        return modulate_style(x, torch.cat([scale, mean], 1), instance_statistics(x, self.eps / k), self.act)
 
 
 def _unbiased(x: Tensor) -> float:

@@ -22,15 +22,15 @@ from .moments import Statistics, no_statistics
 
 def reference_forward(x: Tensor, style: Tensor, mean: Tensor, rstd: Tensor, slope: float) -> Tensor:
     xhat = m.normalise(x, mean, rstd)
-    gamma, beta = m.spread(style.to(xhat.dtype)).chunk(2, 1)
-    return activate(xhat * (1 + gamma) + beta, slope).to(x.dtype)
+    scale, shift = m.spread(style.to(xhat.dtype)).chunk(2, 1)
+    return activate(xhat * scale + shift, slope).to(x.dtype)
 
 
 def _gradients(dy, x, style, mean, rstd, slope):
     xhat = m.normalise(x, mean, rstd)
-    gamma, beta = m.spread(style.to(xhat.dtype)).chunk(2, 1)
-    dz = m.activation_gradient(dy.to(xhat.dtype), xhat * (1 + gamma) + beta, slope)
-    return xhat, dz * (1 + gamma), dz
+    scale, shift = m.spread(style.to(xhat.dtype)).chunk(2, 1)
+    dz = m.activation_gradient(dy.to(xhat.dtype), xhat * scale + shift, slope)
+    return xhat, dz * scale, dz
 
 
 def reference_dstyle(dy, x, style, mean, rstd, slope) -> Tensor:
@@ -65,8 +65,8 @@ def _backward(dy, x, style, mean, rstd, of_x, slope, group):
         dy, x, style = dy.contiguous(memory_format=layout), x.contiguous(memory_format=layout), style.contiguous()
         dstyle = torch.empty_like(style)
         _backend.kernel(backend, "modulate_style", "modulate_style_sums")(dy, x, style, mean, rstd, slope, dstyle)
-    # g = dz * (1 + gamma), so its sums are those of dz weighted by (1 + gamma), per sample.
-    scale = 1 + style.chunk(2, 1)[0].to(dstyle.dtype)
+    # g = dz * scale, so its sums are those of dz times scale, per sample.
+    scale = style.chunk(2, 1)[0].to(dstyle.dtype)
     sum_gx, sum_g = (scale * d for d in dstyle.chunk(2, 1))
     sums = torch.stack([sum_g, sum_gx])
     sums = sums.sum(1, keepdim=True) if mean.size(0) == 1 else sums
@@ -109,15 +109,18 @@ second_order("modulate_style_backward", _gradient)
 def modulate_style(
     x: Tensor, style: Tensor | None = None, statistics: Statistics | None = None, act: str | float = "none"
 ) -> Tensor:
-    """y = act((x - mean) * rstd * (1 + style[n, c]) + style[n, C + c])
+    """y = act((x - mean) * rstd * style[n, c] + style[n, C + c])
 
-    x [N, C, H, W]; style [N, 2C] (gamma, then beta), zeros if None: plain normalisation and activation in one pass. y
-    like x. Statistics default to none (x as it is). Raises ValueError for shapes or devices that do not fit.
+    x [N, C, H, W]; style [N, 2C] (scale, then shift), 1 and 0 if None: plain normalisation and activation in one pass.
+    y like x. Statistics default to none (x as it is). Raises ValueError for shapes or devices that do not fit. The scale
+    is not written 1 + gamma as in the other ops: vectors are learned and predicted as scales, and small ones would lose
+    their bits.
     """
     check_4d("x", x)
     statistics = no_statistics(x) if statistics is None else statistics
     mean, rstd, of_x, group = statistics
-    style = mean.new_zeros((x.size(0), 2 * x.size(1))) if style is None else style
+    if style is None:
+        style = torch.cat([mean.new_ones(1, x.size(1)), mean.new_zeros(1, x.size(1))], 1).expand(x.size(0), -1)
     check_shape("style", style, (x.size(0), 2 * x.size(1)))
     check_device(x, style=style, mean=mean)
     return torch.ops.i2ifast.modulate_style(x, style.to(mean.dtype), mean, rstd, of_x, slope_of(act), group)
