@@ -29,7 +29,7 @@ from i2ifast.nn.label_conv import table_pays
 SIZES = {"coco": [(256, 256), (512, 512)], "cityscapes": [(256, 512), (512, 1024)]}
 SMALL = {"ngf": 4, "nhidden": 8, "ndf": 4}  # widths with --small, on maps a quarter as wide
 TRAINERS = ("plain", "channels_last", "accelerate", "ours")
-ROUNDS = {"generator": 5, "step": 3}
+ROUNDS = {"generator": 3, "step": 2}
 
 PLACES = [(preset, size) for preset, sizes in SIZES.items() for size in sizes]
 FIRST = [(preset, sizes[0]) for preset, sizes in SIZES.items()]

@@ -34,7 +34,7 @@ void conv3x3_weight(const Tensor& weight, bool adjoint, const Tensor& u) {
 
 void conv3x3(const Tensor& x, const Tensor& u, const std::optional<Tensor>& bias, const Tensor& y) {
   Conv3x3 p = params(x, y.size(1));
-  p.u = floats(u, "u"), p.bias = bias ? floats(*bias, "bias") : nullptr, p.y = static_cast<float*>(y.data_ptr());
+  p.u = floats(u, "u"), p.bias = bias ? floats(*bias, "bias") : nullptr, p.y = static_cast<float*>(output(y));
   int64_t blocks = ceil_div(conv3x3_tiles(p), kTiles), threads = torch::stable::get_num_threads();
   // Few tiles: threads share them and take different output channels, so that each reads its part of the weight only.
   p.split = blocks >= 4 * threads ? 1 : threads;
@@ -50,8 +50,10 @@ void conv3x3_dweight(const Tensor& x, const Tensor& dy, const Tensor& dw) {
   Conv3x3 p = params(x, dy.size(1));
   p.dy = static_cast<const float*>(dy.data_ptr());
   int64_t tiles = conv3x3_tiles(p), most = tiles < kSuperblock ? tiles : kSuperblock;
-  std::vector<float> v(16 * most * p.c), e(16 * most * p.outputs), du(16 * p.c * p.outputs);
-  p.v = v.data(), p.e = e.data(), p.du = du.data();
+  std::vector<float> v(16 * most * p.c), e(16 * most * p.outputs);
+  Tensor du = torch::stable::new_empty(dw, {16, p.c, p.outputs});
+  p.v = v.data(), p.e = e.data(), p.du = mutable_floats(du, "du");
+  std::memset(p.du, 0, du.numel() * sizeof(float));
   auto transforms = I2IFAST_PICK(conv3x3_transforms);
   auto products = I2IFAST_PICK(conv3x3_products);
   for (p.first = 0; p.first < tiles; p.first += most) {
@@ -60,7 +62,7 @@ void conv3x3_dweight(const Tensor& x, const Tensor& dy, const Tensor& dw) {
     torch::stable::parallel_for(0, 16 * p.outputs / kOutputs, 1, [&](int64_t begin, int64_t end) { products(p, begin, end); });
   }
   auto kernel = I2IFAST_PICK(conv3x3_dweight);
-  float* out = static_cast<float*>(dw.data_ptr());
+  float* out = static_cast<float*>(output(dw));
   torch::stable::parallel_for(0, p.outputs * p.c / (16 * kOutputs), 1, [&](int64_t begin, int64_t end) { kernel(p, out, begin, end); });
 }
 

@@ -10,7 +10,7 @@ void gather_sum(const Tensor& rows, const Tensor& offsets, const Tensor& index, 
   STD_TORCH_CHECK(offsets.scalar_type() == ScalarType::Int && index.scalar_type() == ScalarType::Int, "expected int32 lists");
   GatherSum p{
       dtype_of(rows), rows.data_ptr(), static_cast<const int32_t*>(offsets.data_ptr()), static_cast<const int32_t*>(index.data_ptr()),
-      out.data_ptr(), rows.size(1)};
+      output(out),    rows.size(1)};
   int64_t count = out.size(0);
   auto kernel = I2IFAST_PICK(gather_sum_rows);
   torch::stable::parallel_for(0, count, grain(count > 0 ? index.numel() * p.width / count : 1),

@@ -41,7 +41,7 @@ void merge(const Modulate& p, const std::vector<float>& partial, int64_t groups,
 
 void forward(const Tensor& x, const Tensor& gamma_beta, const Tensor& mean, const Tensor& rstd, double slope, const Tensor& y, bool dense) {
   Modulate p = params(x, gamma_beta, mean, rstd, slope, dense);
-  p.y = y.data_ptr();
+  p.y = output(y);
   launch(I2IFAST_PICK(modulate_forward), p);
 }
 
@@ -55,7 +55,7 @@ std::vector<float> partial_sums(Modulate& p) {
 void dx_of(const Tensor& dy, const Tensor& x, const Tensor& gamma_beta, const Tensor& mean, const Tensor& rstd, const Tensor& means,
            double slope, const Tensor& dx, bool dense) {
   Modulate p = params(x, gamma_beta, mean, rstd, slope, dense);
-  p.dy = dy.data_ptr(), p.means = floats(means, "means"), p.dx = dx.data_ptr();
+  p.dy = dy.data_ptr(), p.means = floats(means, "means"), p.dx = output(dx);
   launch(I2IFAST_PICK(modulate_dx), p);
 }
 
@@ -68,7 +68,7 @@ void modulate(const Tensor& x, const Tensor& gamma_beta, const Tensor& mean, con
 void modulate_sums(const Tensor& dy, const Tensor& x, const Tensor& gamma_beta, const Tensor& mean, const Tensor& rstd, double slope,
                    const Tensor& d_gamma_beta, const Tensor& sums) {
   Modulate p = params(x, gamma_beta, mean, rstd, slope, true);
-  p.dy = dy.data_ptr(), p.d_gamma_beta = d_gamma_beta.data_ptr();
+  p.dy = dy.data_ptr(), p.d_gamma_beta = output(d_gamma_beta);
   merge(p, partial_sums(p), mean.size(0), mutable_floats(sums, "sums"));
 }
 

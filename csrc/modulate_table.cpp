@@ -31,7 +31,7 @@ ModulateTable params(const Tensor& x, const Tensor& table, const Tensor& patches
 void modulate_table(const Tensor& x, const Tensor& table, const Tensor& patches, const Tensor& mean, const Tensor& rstd, double slope,
                     std::optional<double> slope2, bool upsample, const Tensor& y, const std::optional<Tensor>& y2) {
   ModulateTable p = params(x, table, patches, mean, rstd, slope, slope2, upsample);
-  p.y[0] = y.data_ptr(), p.y[1] = y2 ? y2->data_ptr() : nullptr;
+  p.y[0] = output(y), p.y[1] = y2 ? output(*y2) : nullptr;
   auto kernel = I2IFAST_PICK(modulate_table_forward);
   torch::stable::parallel_for(0, y.size(0) * y.size(2), grain(y.size(3) * p.c), [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
 }
@@ -57,7 +57,7 @@ void modulate_table_dx(const Tensor& dy, const std::optional<Tensor>& dy2, const
                        bool upsample, const Tensor& dx) {
   ModulateTable p = params(x, table, patches, mean, rstd, slope, slope2, upsample);
   p.dy[0] = dy.data_ptr(), p.dy[1] = dy2 ? dy2->data_ptr() : nullptr;
-  p.means = floats(means, "means"), p.dx = dx.data_ptr();
+  p.means = floats(means, "means"), p.dx = output(dx);
   auto kernel = I2IFAST_PICK(modulate_table_dx);
   torch::stable::parallel_for(0, p.n * p.h, grain(p.w * p.c), [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
 }

@@ -247,5 +247,5 @@ def test_wrong_command_line_is_explained(tmp_path: Path, scenes: Path) -> None:
         main(["spad", "--data", str(scenes), "--steps", "1"])
     with pytest.raises(SystemExit, match="no such folder"):
         spade(tmp_path / "nowhere", tmp_path / "run", 1)
-    with pytest.raises(SystemExit, match=r"train_label/00000.png: label \d+, allowed are 0 to 2"):
+    with pytest.raises(SystemExit, match=r"_label/00000.png: label \d+, allowed are 0 to 2"):
         spade(scenes, tmp_path / "run", 1, "--config.label-nc", "3")

@@ -168,7 +168,7 @@ class SPADEGenerator(nn.Module):
         for name, block in self.named_children():
             if name.startswith("up_"):
                 x = block(x, seg, upsample=True)
-        return torch.tanh(self.conv_img(F.leaky_relu(x, 0.2)))
+        return torch.tanh(self.conv_img(F.leaky_relu(x, 0.2, inplace=True)))
 
 
 class NLayerDiscriminator(nn.Module):

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from .. import _backend
-from ._op import autograd, check_4d, define
+from ._op import autograd, check_4d, define, memory_format
 
 # Channels that the CPU kernel takes in blocks: of the map it reads, and of the one it writes.
 READ, WRITTEN = 16, 64
@@ -38,22 +38,22 @@ def transformed(weight: Tensor, adjoint: bool = False) -> Tensor:
 
 
 def apply_transformed(x: Tensor, u: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
-    y = x.new_empty((x.size(0), outputs, *x.shape[2:])).to(memory_format=torch.channels_last)
+    y = _like(x, x.size(0), outputs, *x.shape[2:], layout=torch.channels_last)
     torch.ops.i2ifast_cpu.conv3x3(x.contiguous(memory_format=torch.channels_last), u, bias, y)
-    return y
+    return y.contiguous(memory_format=memory_format(x))
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if fast(x, x.size(1), weight.size(0)):
         return apply_transformed(x, transformed(weight), bias, weight.size(0))
-    return F.conv2d(x, weight, bias, padding=1).contiguous(memory_format=torch.channels_last)
+    return F.conv2d(x, weight, bias, padding=1).contiguous(memory_format=memory_format(x))
 
 
 def _dx(dy: Tensor, weight: Tensor) -> Tensor:
     if fast(dy, dy.size(1), weight.size(1)):
         return apply_transformed(dy, transformed(weight, adjoint=True), None, weight.size(1))
     shape = (dy.size(0), weight.size(1), *dy.shape[2:])
-    return conv2d_input(shape, weight, dy, padding=1).contiguous(memory_format=torch.channels_last)
+    return conv2d_input(shape, weight, dy, padding=1).contiguous(memory_format=memory_format(dy))
 
 
 def _dweight(x: Tensor, dy: Tensor) -> Tensor:
@@ -66,8 +66,8 @@ def _dweight(x: Tensor, dy: Tensor) -> Tensor:
     return dweight
 
 
-def _like(t: Tensor, *shape: int) -> Tensor:
-    return torch.empty(shape, dtype=t.dtype, device=t.device, memory_format=torch.channels_last)
+def _like(t: Tensor, *shape: int, layout: torch.memory_format) -> Tensor:
+    return torch.empty(shape, dtype=t.dtype, device=t.device, memory_format=layout)
 
 
 def _setup(ctx, inputs, output) -> None:
@@ -97,19 +97,19 @@ define(
     "conv3x3",
     "(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
     _forward,
-    lambda x, weight, bias: _like(x, x.size(0), weight.size(0), x.size(2), x.size(3)),
+    lambda x, weight, bias: _like(x, x.size(0), weight.size(0), x.size(2), x.size(3), layout=memory_format(x)),
 )
 define(
     "conv3x3_dx",
     "(Tensor dy, Tensor weight) -> Tensor",
     _dx,
-    lambda dy, weight: _like(dy, dy.size(0), weight.size(1), dy.size(2), dy.size(3)),
+    lambda dy, weight: _like(dy, dy.size(0), weight.size(1), dy.size(2), dy.size(3), layout=memory_format(dy)),
 )
 define(
     "conv3x3_dweight",
     "(Tensor x, Tensor dy) -> Tensor",
     _dweight,
-    lambda x, dy: _like(x, dy.size(1), x.size(1), 3, 3),
+    lambda x, dy: _like(x, dy.size(1), x.size(1), 3, 3, layout=torch.channels_last),
 )
 autograd("conv3x3", _setup, _backward)
 autograd("conv3x3_dx", _setup, _backward_of_dx)
@@ -117,7 +117,7 @@ autograd("conv3x3_dweight", _setup, _backward_of_dweight)
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """conv2d(x, weight, bias, padding=1), channels_last.
+    """conv2d(x, weight, bias, padding=1), in the layout of x.
 
     x [N, C, H, W], weight [O, C, 3, 3], bias [O] -> [N, O, H, W]. Differentiable to any order. On a CPU with AVX-512,
     float32, C a multiple of 16 and O of 64: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, 2016;
