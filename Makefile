@@ -23,9 +23,10 @@ bench: build
 	$(PY) -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks/last.json
 	$(PY) benchmarks/report.py benchmarks/last.json
 
-# On the device machine nothing can be installed: use its own Python.
+# A GPU machine may have nothing installable: use its own Python where that has torch.
 gpu:
-	$(PYTHON) -m i2ifast.gpucheck --out gpu-report
+	@if $(PYTHON) -c "import torch" 2>/dev/null; then $(PYTHON) -m i2ifast.gpucheck --out gpu-report; \
+	else $(MAKE) --no-print-directory build && $(PY) -m i2ifast.gpucheck --out gpu-report; fi
 
 lint: $(VENV)/.done
 	$(VENV)/bin/ruff check .

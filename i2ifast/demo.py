@@ -20,6 +20,7 @@ from .data import procedural
 from .data.images import images_in
 from .data.labels import Options, match
 from .models import Batch, System
+from .nn import bake
 
 SIZE = (64, 128)  # height and width, those of preset tiny
 REPEATS = 9  # of a timing
@@ -73,9 +74,11 @@ def demo(out: Path = Path("demo"), steps: int = 400, plain_generator: Path | Non
     system = translate.load(run)
     files = match(images_in(maps["labels"]), images_in(maps["instances"]))
     batch = next(translate.batches(files, Options.of(system.config), 4))
+    published = plain(system, plain_generator) if plain_generator else None
+    system.nets["G"] = bake(system.nets["G"])
     speeds = {"i2ifast, images per second": images_per_second(system.translate, batch)}
-    if plain_generator is not None:
-        speeds["plain PyTorch, images per second"] = images_per_second(plain(system, plain_generator), batch)
+    if published:
+        speeds["plain PyTorch, images per second"] = images_per_second(published, batch)
     facts = {name: f"{speed:.1f}" for name, speed in speeds.items()}
     print("\n".join(f"{name}: {value}" for name, value in facts.items()))
     print(f"see {write_page(run, facts)}")

@@ -21,6 +21,7 @@ from ._state import with_prefix
 from .data.images import images_in, read_map
 from .data.labels import Files, Options, match, read_label
 from .models import Batch, System
+from .nn import bake
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +99,8 @@ def translate(arguments: Arguments, device: torch.device) -> int:
         raise ValueError(f"batch_size is {arguments.batch_size}: must be at least 1")
     system = load(arguments.weights, arguments.system, arguments.preset)
     system.to(device, memory_format=torch.channels_last)
+    for name in system.ema:
+        system.nets[name] = bake(system.nets[name])
     options = Options.of(system.config)
     labels = images_in(arguments.labels)
     if not labels:
