@@ -40,7 +40,7 @@ def transformed(weight: Tensor, adjoint: bool = False) -> Tensor:
 def apply_transformed(x: Tensor, u: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
     y = _like(x, x.size(0), outputs, *x.shape[2:], layout=torch.channels_last)
     torch.ops.i2ifast_cpu.conv3x3(x.contiguous(memory_format=torch.channels_last), u, bias, y)
-    return y.contiguous(memory_format=memory_format(x))
+    return y
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -93,17 +93,16 @@ def _backward_of_dweight(ctx, g: Tensor):
     return torch.ops.i2ifast.conv3x3_dx(dy, g), torch.ops.i2ifast.conv3x3(x, g, None)
 
 
+def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None = None, outputs: int = 0) -> Tensor:
+    """Of the adjoint too: x read, `outputs` channels (the dimension of the weight that x does not have) written."""
+    written = weight.size(outputs)
+    layout = torch.channels_last if fast(x, x.size(1), written) else memory_format(x)
+    return _like(x, x.size(0), written, x.size(2), x.size(3), layout=layout)
+
+
+define("conv3x3", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor", _forward, _forward_fake)
 define(
-    "conv3x3",
-    "(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
-    _forward,
-    lambda x, weight, bias: _like(x, x.size(0), weight.size(0), x.size(2), x.size(3), layout=memory_format(x)),
-)
-define(
-    "conv3x3_dx",
-    "(Tensor dy, Tensor weight) -> Tensor",
-    _dx,
-    lambda dy, weight: _like(dy, dy.size(0), weight.size(1), dy.size(2), dy.size(3), layout=memory_format(dy)),
+    "conv3x3_dx", "(Tensor dy, Tensor weight) -> Tensor", _dx, lambda dy, weight: _forward_fake(dy, weight, outputs=1)
 )
 define(
     "conv3x3_dweight",
@@ -117,7 +116,7 @@ autograd("conv3x3_dweight", _setup, _backward_of_dweight)
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """conv2d(x, weight, bias, padding=1), in the layout of x.
+    """conv2d(x, weight, bias, padding=1), in the layout of x; channels_last where the CPU kernel runs.
 
     x [N, C, H, W], weight [O, C, 3, 3], bias [O] -> [N, O, H, W]. Differentiable to any order. On a CPU with AVX-512,
     float32, C a multiple of 16 and O of 64: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, 2016;
