@@ -174,7 +174,8 @@ class SPADEResnetBlock(nn.Module):
             h = self.norm_0(x, seg, 0.2, upsample)
             shortcut = upsampled(x) if upsample else x
         h = self.conv_0(h)
-        return self.conv_1(self.norm_1(h, seg, 0.2)).add_(shortcut)
+        h = self.conv_1(self.norm_1(h, seg, 0.2))
+        return shortcut + h if torch.is_grad_enabled() else h.add_(shortcut)
 
     def bake(self) -> None:
         """Move the difference between the running statistics of norm_0 and norm_s into the weights of norm_s."""
