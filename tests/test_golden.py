@@ -30,6 +30,15 @@ FILES = {"VGG": "vgg_weights"}  # fixed network -> option naming the file it com
 OUTPUTS = {"fake": "G"}  # recorded output that is a whole network's
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Convolutions round differently with the number of threads, and a trajectory goes on from that."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     folder = Path(metafunc.config.getoption("golden"))
     files = {"case": sorted(folder.rglob("*.safetensors")), "keys_file": sorted(folder.rglob("*keys.json"))}
