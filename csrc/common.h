@@ -34,10 +34,6 @@ inline bool channels_last(const Tensor& x) {
   return true;
 }
 
-inline void check_same(const Tensor& t, const Tensor& x, const char* name) {
-  STD_TORCH_CHECK(t.scalar_type() == x.scalar_type() && channels_last(t) == channels_last(x), name, ": dtype or layout differs from x");
-}
-
 inline const float* floats(const Tensor& t, const char* name) {
   STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float && t.is_contiguous(), name, ": expected contiguous float32");
   return static_cast<const float*>(t.data_ptr());

@@ -50,8 +50,7 @@ def _setup(ctx, inputs, output) -> None:
 def _backward(ctx, dmean: Tensor, dvar: Tensor) -> tuple[Tensor, None]:
     x, mean = ctx.saved_tensors
     count = x.numel() // max(1, mean.numel())
-    # The saved mean is a function of x, but sum(x - mean) = 0 makes its own term vanish, in every order of derivative
-    # only if it is taken from x again: double backward recomputes it.
+    # The mean is a function of x too: a graph of this gradient has to go through it.
     if torch.is_grad_enabled() and x.requires_grad:
         mean = reference_forward(x, ctx.per_sample)[0]
     centred = x.to(mean.dtype) - mean[..., None, None]
