@@ -100,6 +100,41 @@ def rebase(table: Tensor, before: Statistics, after: Statistics) -> Tensor:
     return torch.cat([scale / after.rstd - 1, beta + (after.mean - before.mean) * scale], 1)
 
 
+class Layer(NamedTuple):
+    """What a SPADE layer consists of, whichever module holds it."""
+
+    norm: nn.Module
+    by: Modulator
+    synchronise: bool
+
+
+def modulated(x: Tensor, seg: Tensor | LabelPlan, layer: Layer, act: str | float, upsample: bool) -> Tensor:
+    """What a SPADE layer and the activation behind it make of x, first upsampled x2 by nearest with `upsample`."""
+    scale = 2 if upsample else 1
+    by = layer.by(seg, (x.size(2) * scale, x.size(3) * scale))
+    (statistics,) = statistics_of(x, [layer.norm], scale * scale, layer.synchronise)
+    return apply(x, by, statistics, act, upsample)
+
+
+def modulated_twice(
+    x: Tensor, seg: Tensor | LabelPlan, first: Layer, second: Layer, act: str | float, upsample: bool
+) -> tuple[Tensor, Tensor]:
+    """The first layer with the activation, and the second without, of the same x: one pass, two outputs."""
+    scale = 2 if upsample else 1
+    size = (x.size(2) * scale, x.size(3) * scale)
+    by, by_second = first.by(seg, size), second.by(seg, size)
+    norms = [first.norm, second.norm]
+    statistics, others = statistics_of(x, norms, scale * scale, first.synchronise)
+    if isinstance(by, Table):
+        same = norms[0] is norms[1] or others is statistics
+        rows = torch.cat([by.rows, by_second.rows if same else rebase(by_second.rows, others, statistics)], 1)
+        return modulate_table(x, rows, by.patches, statistics, act, "none", upsample, by.segments)
+    x = upsampled(x) if upsample else x
+    if statistics.of_x:  # as many synchronisations as in the branch above, which another rank may take
+        return modulate(x, by, None, statistics, act, by_second, "none")
+    return modulate(x, by, None, statistics, act), modulate(x, by_second, None, others)
+
+
 class SPADE(nn.Module):
     """y = norm(x) * (1 + gamma) + beta, (gamma, beta) = conv(relu(conv(segmap))), segmap resized to x by nearest.
 
@@ -126,8 +161,9 @@ class SPADE(nn.Module):
         self._baked: Modulator | None = None
 
     @property
-    def modulation(self) -> Modulator:
-        return self._baked or Modulator(self.mlp_shared[0], self.mlp_gamma, self.mlp_beta)
+    def layer(self) -> Layer:
+        by = self._baked or Modulator(self.mlp_shared[0], self.mlp_gamma, self.mlp_beta)
+        return Layer(self.param_free_norm, by, self.synchronise)
 
     def bake(self) -> None:
         """Lay the weights out once, for inference: later changes of the parameters have no effect."""
@@ -135,10 +171,7 @@ class SPADE(nn.Module):
 
     def forward(self, x: Tensor, seg: Tensor | LabelPlan, act: str | float = "none", upsample: bool = False) -> Tensor:
         """x [N, C, H, W] -> act(...) of the same shape, or x2 with `upsample`, which first upsamples x by nearest."""
-        scale = 2 if upsample else 1
-        by = self.modulation(seg, (x.size(2) * scale, x.size(3) * scale))
-        (statistics,) = statistics_of(x, [self.param_free_norm], scale * scale, self.synchronise)
-        return apply(x, by, statistics, act, upsample)
+        return modulated(x, seg, self.layer, act, upsample)
 
 
 class SPADEResnetBlock(nn.Module):
@@ -168,14 +201,14 @@ class SPADEResnetBlock(nn.Module):
     def forward(self, x: Tensor, seg: Tensor | LabelPlan, upsample: bool = False) -> Tensor:
         """x [N, fin, H, W] -> [N, fout, H, W], both x2 with `upsample`, which first upsamples x by nearest."""
         if self.learned_shortcut:
-            h, shortcut = self._norm_0_and_s(x, seg, upsample)
+            h, shortcut = modulated_twice(x, seg, self.norm_0.layer, self.norm_s.layer, 0.2, upsample)
             shortcut = self.conv_s(shortcut)
         else:
             h = self.norm_0(x, seg, 0.2, upsample)
             shortcut = upsampled(x) if upsample else x
         h = self.conv_0(h)
         h = self.conv_1(self.norm_1(h, seg, 0.2))
-        return shortcut + h if torch.is_grad_enabled() else h.add_(shortcut)
+        return h + shortcut if torch.is_grad_enabled() else h.add_(shortcut)
 
     def bake(self) -> None:
         """Move the difference between the running statistics of norm_0 and norm_s into the weights of norm_s."""
@@ -191,19 +224,3 @@ class SPADEResnetBlock(nn.Module):
         gamma.bias.copy_(scale * (1 + gamma.bias) - 1)
         self.norm_s.param_free_norm = self.norm_0.param_free_norm
         self.norm_s.bake()
-
-    def _norm_0_and_s(self, x: Tensor, seg: Tensor | LabelPlan, upsample: bool) -> tuple[Tensor, Tensor]:
-        """Both norms read the same x with the same statistics: one pass, two outputs."""
-        scale = 2 if upsample else 1
-        size = (x.size(2) * scale, x.size(3) * scale)
-        first, second = self.norm_0.modulation(seg, size), self.norm_s.modulation(seg, size)
-        norms = [self.norm_0.param_free_norm, self.norm_s.param_free_norm]
-        statistics, others = statistics_of(x, norms, scale * scale, self.norm_0.synchronise)
-        if isinstance(first, Table):
-            same = norms[0] is norms[1] or others is statistics
-            rows = torch.cat([first.rows, second.rows if same else rebase(second.rows, others, statistics)], 1)
-            return modulate_table(x, rows, first.patches, statistics, 0.2, "none", upsample, first.segments)
-        x = upsampled(x) if upsample else x
-        if statistics.of_x:  # as many synchronisations as in the branch above, which another rank may take
-            return modulate(x, first, None, statistics, 0.2, second, "none")
-        return modulate(x, first, None, statistics, 0.2), modulate(x, second, None, others)
