@@ -38,11 +38,14 @@ Pair label_patches(Tensor ids, int64_t kernel, int64_t stride, int64_t padding, 
 
 // An empty `values` [0, C] says that there are more than `limit` distinct vectors.
 Pair label_vectors(Tensor x, int64_t limit, int64_t hash_bits) {
-  check(x, 4, ScalarType::Float, "x");
-  const int64_t channels = x.size(1);
+  STD_TORCH_CHECK(x.dim() == 4 && x.scalar_type() == ScalarType::Float, "x: expected float32 of 4 dimensions");
+  const int64_t channels = x.size(1), pixels = x.size(2) * x.size(3);
   Tensor symbols = torch::stable::new_empty(x, {x.size(0), x.size(2), x.size(3)}, ScalarType::Int);
   std::vector<int32_t> values;
-  i2ifast::label_vectors(words(x), x.size(0), channels, x.size(2) * x.size(3), limit, static_cast<int>(hash_bits), output(symbols), values);
+  if (i2ifast::channels_last(x))
+    i2ifast::label_rows(words(x), channels, x.size(0) * pixels, limit, static_cast<int>(hash_bits), output(symbols), values);
+  else
+    i2ifast::label_vectors(words(x), x.size(0), channels, pixels, limit, static_cast<int>(hash_bits), output(symbols), values);
   return {symbols, from_words(values, x, {static_cast<int64_t>(values.size()) / channels, channels})};
 }
 

@@ -112,6 +112,21 @@ std::vector<int32_t> label_patches(const int32_t* ids, const LabelWindows& w, in
   return distinct.take_rows();
 }
 
+bool label_rows(const int32_t* x, int64_t channels, int64_t pixels, int64_t limit, int hash_bits, int32_t* symbols,
+                std::vector<int32_t>& values) {
+  Distinct distinct(channels, hash_bits);
+  for (int64_t p = 0; p < pixels; ++p, x += channels) {
+    if (p && !std::memcmp(x, x - channels, channels * sizeof(*x))) {
+      symbols[p] = symbols[p - 1];
+    } else {
+      symbols[p] = distinct.add(x);
+      if (distinct.size() > limit) return false;
+    }
+  }
+  values = distinct.take_rows();
+  return true;
+}
+
 bool label_vectors(const int32_t* x, int64_t images, int64_t channels, int64_t pixels, int64_t limit, int hash_bits, int32_t* symbols,
                    std::vector<int32_t>& values) {
   constexpr int64_t block = 1024;  // of pixels: its vectors stay in cache between the two passes

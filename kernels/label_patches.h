@@ -26,6 +26,10 @@ std::vector<int32_t> label_patches(const int32_t* ids, const LabelWindows& windo
 bool label_vectors(const int32_t* x, int64_t images, int64_t channels, int64_t pixels, int64_t limit, int hash_bits, int32_t* symbols,
                    std::vector<int32_t>& values);
 
+// The same of x [pixels, channels].
+bool label_rows(const int32_t* x, int64_t channels, int64_t pixels, int64_t limit, int hash_bits, int32_t* symbols,
+                std::vector<int32_t>& values);
+
 // Bag d holds neighbours[d, tap] * taps + tap for every neighbour that is not negative.
 // Writes offsets [rows + 1], returns the index.
 std::vector<int32_t> label_bags(const int32_t* neighbours, int64_t rows, int64_t taps, int32_t* offsets);

@@ -335,8 +335,9 @@ def test_distinct_vectors_survive_collisions(monkeypatch):
         expected = distinct_vectors(x, 1000)
     if not _backend.missing["cpu"]:
         for bits in (0, 2, 64):
-            found = torch.ops.i2ifast_cpu.label_vectors(x, 1000, bits)
-            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+            for layout in (torch.contiguous_format, torch.channels_last):
+                found = torch.ops.i2ifast_cpu.label_vectors(x.contiguous(memory_format=layout), 1000, bits)
+                assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     # Equal factors for all channels make permuted vectors collide in the reference.
     monkeypatch.setattr(torch, "randint", lambda *args, **kwargs: torch.ones(3, dtype=torch.int64))
     with use_backend("reference"):

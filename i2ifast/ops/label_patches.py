@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _backend
-from ._op import define
+from ._op import define, memory_format
 
 
 def _compiled(name: str, x: Tensor) -> Callable | None:
@@ -130,7 +130,7 @@ def distinct_vectors(x: Tensor, limit: int) -> tuple[Tensor, Tensor] | None:
     if x.numel() == 0:
         return x.new_empty((x.size(0), *x.shape[2:]), dtype=torch.int32), x.new_empty((0, x.size(1)))
     if compiled := _compiled("label_vectors", x):
-        symbols, values = compiled(x.contiguous(), limit)
+        symbols, values = compiled(x.contiguous(memory_format=memory_format(x)), limit)
         return (symbols, values) if values.size(0) else None
     words = x.contiguous().view(torch.int32).movedim(1, -1).flatten(0, 2)
     factors = torch.randint(1, 2**62, (x.size(1),), generator=torch.Generator().manual_seed(0)).tolist()
