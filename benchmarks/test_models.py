@@ -137,7 +137,8 @@ def test_generator(compare, device, small, realdata, compiling, preset, size, ki
         return loaded(PlainGenerator(config), state).eval().to(device)
 
     last = torch.channels_last
-    eager, nhwc, accelerated = plain(), plain().to(memory_format=last), quietly_accelerated(plain())
+    eager, nhwc = plain(), plain().to(memory_format=last)
+    accelerated = quietly_accelerated(plain().to(memory_format=last))
     ours = loaded(spade.SPADEGenerator(config), state).eval().to(device, memory_format=last)
     baked = bake(ours)
 
@@ -147,7 +148,7 @@ def test_generator(compare, device, small, realdata, compiling, preset, size, ki
     contenders: dict[str, Callable[[Batch], Tensor]] = {
         "plain": lambda batch: eager(dense(config, batch)),
         "channels_last": lambda batch: nhwc(dense(config, batch, last)),
-        "accelerate": lambda batch: accelerated(dense(config, batch)),
+        "accelerate": lambda batch: accelerated(dense(config, batch, last)),
         "ours": lambda batch: ours(plan(batch)),
         "baked": lambda batch: baked(plan(batch)),
     }
@@ -175,7 +176,7 @@ def trainer(name: str, config: spade.Config, device: torch.device) -> Trainer:
     nets = [PlainGenerator(config), PlainDiscriminator(config)]
     if name == "ours":
         return system_trainer(config, [net.state_dict() for net in nets], device)
-    layout = torch.channels_last if name in ("channels_last", "compile") else torch.contiguous_format
+    layout = torch.contiguous_format if name == "plain" else torch.channels_last
     g, d = (net.to(device, memory_format=layout).train() for net in nets)
     run_g, run_d = g, d
     if name == "accelerate":
