@@ -81,20 +81,26 @@ def ninja_file(target: Path, build: Path, torch: Path, nvcc: str | None) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _seen_from_root(path: Path) -> Path:
+    """As ninja sees it: relative where that is possible, so that a copy of the project is not built anew."""
+    path = path.resolve()
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
 class Build(build_ext):
     def run(self) -> None:
-        target = ROOT / "i2ifast" if self.inplace else Path(self.build_lib).resolve() / "i2ifast"
-        build = Path(self.build_temp).resolve()
+        target = _seen_from_root(ROOT / "i2ifast" if self.inplace else Path(self.build_lib) / "i2ifast")
+        build = _seen_from_root(Path(self.build_temp))
         torch = Path(sysconfig.get_path("platlib")) / "torch"
         try:
             if not (torch / "include" / "torch" / "csrc" / "stable").is_dir():
                 raise RuntimeError("no torch >= 2.11 with headers in this environment")
             if shutil.which(os.environ.get("CXX", "g++")) is None:
                 raise RuntimeError("no C++ compiler (g++, or CXX)")
-            build.mkdir(parents=True, exist_ok=True)
-            target.mkdir(parents=True, exist_ok=True)
+            for folder in (build, target):
+                (ROOT / folder).mkdir(parents=True, exist_ok=True)
             rules = build / "build.ninja"
-            rules.write_text(ninja_file(target, build, torch, shutil.which("nvcc")))
+            (ROOT / rules).write_text(ninja_file(target, build, torch, shutil.which("nvcc")))
             # Each library on its own: one that does not build takes no other with it.
             result = subprocess.run([sys.executable, "-m", "ninja", "--quiet", "-k", "0", "-f", str(rules)], cwd=ROOT)
             if result.returncode:

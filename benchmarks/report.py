@@ -129,6 +129,18 @@ def operators(rows: list[Row], device: dict[str, Any]) -> str:
     return table(head, map(line, rows))
 
 
+def layers(rows: list[Row], device: dict[str, Any]) -> str:
+    rivals = ["plain", "channels_last", "original", "compile"]
+    rivals = [name for name in rivals if any(name in row["seconds"] for row in rows)]
+    head = ["layer", "shape", "pass", "ours", *(f"vs {name}" for name in rivals)]
+    lines = [
+        [row["layer"], "x".join(map(str, row["shape"])), PASSES[row["pass"]], time(row["seconds"]["ours"])]
+        + [ratio(row, "ours", name) for name in rivals]
+        for row in rows
+    ]
+    return table(head, lines)
+
+
 GENERATOR_LEGEND = """\
 The full-width SPADE generator; making the one-hot map, or the plan, is included. `plain` is the published formulation
 in eager PyTorch, `compile` is torch.compile with freezing on channels_last, `accelerate` is the plain network after
@@ -147,9 +159,14 @@ OP_LEGEND = """\
 `torch_norm` the same with torch's group_norm (instance) or batch_norm for the normalisation. Bandwidth: the fewest
 bytes that the op can move, over the time, in units of a copy's."""
 
+LAYER_LEGEND = """\
+`plain` is the layer in eager PyTorch, `channels_last` the same on channels_last images, as ours runs, `original` the
+way the original computes it where that is another one."""
+
 SECTIONS: dict[str, tuple[str, Callable[[list[Row], dict[str, Any]], str], str]] = {
     "generator": ("Label maps to images", generators, GENERATOR_LEGEND),
     "training step": ("Training", steps, STEP_LEGEND),
+    "layer": ("Layers", layers, LAYER_LEGEND),
     "op": ("Ops", operators, OP_LEGEND),
 }
 

@@ -1,19 +1,18 @@
 """Every op of the table of cases, forward and with backward, at sizes that matter."""
 
-from collections.abc import Callable
 from unittest.mock import patch
 
 import pytest
 import torch
 import torch.nn.functional as F
+from passes import Outputs, both, forward, in_layout
 from torch import Tensor
 
 from i2ifast import testing
-from i2ifast.testing import CASES, Case, Tensors
+from i2ifast.testing import CASES, Case, Tensors, modulation
 
 SHAPES = [(1, 64, 256, 256), (1, 128, 128, 128), (4, 256, 64, 64)]
 ROUNDS = 9
-Outputs = Tensor | tuple[Tensor, ...]
 
 
 def made(case: Case, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> Tensors:
@@ -28,36 +27,11 @@ def made(case: Case, shape: tuple[int, int, int, int], dtype: torch.dtype, devic
     return tensors
 
 
-def in_layout(tensors: Tensors, layout: torch.memory_format) -> Tensors:
-    return {k: t.contiguous(memory_format=layout) if t.dim() == 4 else t for k, t in tensors.items()}
-
-
 def torch_norm(x: Tensor, kind: str) -> Tensor:
     """What `testing` spells out, by torch's own normalisation."""
     if kind == "instance":
         return F.group_norm(x, x.size(1))
     return F.batch_norm(x, None, None, training=True)
-
-
-def forward(function: Callable[..., Outputs], tensors: Tensors) -> Callable[[None], Outputs]:
-    def run(_: None) -> Outputs:
-        with torch.no_grad():
-            return function(**tensors)
-
-    return run
-
-
-def both(function: Callable[..., Outputs], tensors: Tensors) -> Callable[[None], Outputs]:
-    """Forward, and backward to every input of floating-point numbers."""
-    leaves = {k: t.detach().requires_grad_(t.is_floating_point()) for k, t in tensors.items()}
-    wanted = [t for t in leaves.values() if t.requires_grad]
-
-    def run(_: None) -> Outputs:
-        outs = function(**leaves)
-        outs = outs if isinstance(outs, tuple) else (outs,)
-        return torch.autograd.grad(outs, wanted, [o.detach() for o in outs])
-
-    return run
 
 
 def fewest_bytes(tensors: Tensors, outs: Outputs, statistics: bool, backward: bool) -> int:
@@ -91,7 +65,7 @@ def test_op(compare, device, small, compiling, case, shape, passes) -> None:
     if statistics:
 
         def by_torch(**tensors: Tensor) -> Outputs:
-            with patch.object(testing, "_plain_norm", torch_norm):
+            with patch.object(modulation, "plain_norm", torch_norm):
                 return case.plain(**tensors)
 
         contenders["torch_norm"] = passes(by_torch, given)

@@ -1,0 +1,59 @@
+"""Cases of statistics, convolutions, and sums of rows."""
+
+import torch
+import torch.nn.functional as F
+
+from .. import ops
+from ._case import Case, normal
+
+
+def _moments(per_sample: bool) -> Case:
+    dims = (2, 3) if per_sample else (0, 2, 3)
+
+    def plain(x):
+        var, mean = torch.var_mean(x, dims, correction=0)
+        return mean.view(-1, x.size(1)), var.view(-1, x.size(1))
+
+    return Case(
+        f"moments-{'sample' if per_sample else 'batch'}",
+        lambda shape, g: {"x": normal(g, *shape)},
+        lambda x: ops.moments(x, per_sample),
+        plain,
+    )
+
+
+def _conv_inputs(shape, g):
+    n, c, h, w = shape
+    return {"x": normal(g, *shape), "weight": 0.2 * normal(g, 64, c, 3, 3), "bias": normal(g, 64)}
+
+
+def _linear_inputs(shape, g):
+    n, c, h, w = shape
+    return {"x": normal(g, n * h * w, c), "weight": normal(g, 2 * c, c), "bias": normal(g, 2 * c)}
+
+
+def _gather_inputs(shape, g):
+    n, c, h, w = shape
+    count, members = 11, 5
+    index = torch.randint(0, count, (n * h * w, members), generator=g, dtype=torch.int32)
+    keep = torch.rand(index.shape, generator=g) < 0.8
+    offsets = F.pad(keep.sum(1).cumsum(0), (1, 0)).int()
+    index = index[keep]
+    bag = torch.arange(n * h * w).repeat_interleave(offsets.diff().long(), output_size=index.numel())
+    order = torch.argsort(index.long(), stable=True)
+    t_offsets = F.pad(torch.bincount(index.long(), minlength=count).cumsum(0), (1, 0)).int()
+    lists = {"offsets": offsets, "index": index, "t_offsets": t_offsets, "t_index": bag[order].int()}
+    return {"rows": normal(g, count, c), **lists}
+
+
+def _gather_plain(rows, offsets, index, t_offsets, t_index):
+    return F.embedding_bag(index.long(), rows, offsets.long(), mode="sum", include_last_offset=True)
+
+
+CASES = [
+    _moments(True),
+    _moments(False),
+    Case("conv3x3", _conv_inputs, ops.conv3x3, lambda x, weight, bias: F.conv2d(x, weight, bias, padding=1)),
+    Case("linear", _linear_inputs, ops.linear, F.linear),
+    Case("gather_sum", _gather_inputs, ops.gather_sum, _gather_plain),
+]
