@@ -1,6 +1,8 @@
 """Spatially-adaptive normalisation (SPADE): Park et al., Semantic Image Synthesis with SPADE, CVPR 2019."""
 
 import re
+from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -21,7 +23,7 @@ from ..ops import (
 )
 from ._norm import statistics_of
 from .conv import Conv2d
-from .label_conv import centred, expand, plan_of, resized, sum_windows, table_pays, tap_matrix
+from .label_conv import COLUMNS, centred, expand, plan_of, resized, sum_windows, table_pays, tap_matrix, tap_table
 from .spectral import spectral_norm
 
 
@@ -44,14 +46,15 @@ class Modulator:
         self.weight = torch.cat([gamma.weight, beta.weight])  # [2C, hidden, k, k]
         self.bias = torch.cat([gamma.bias, beta.bias])
         self.first = PackedLinear(*self._first()) if fixed else lambda x: linear(x, *self._first())
-        self.second = PackedLinear(*self._second()) if fixed else lambda x: linear(x, *self._second())
+        self.packed = [PackedLinear(*taps) for taps in self._taps()] if fixed else None
         self.dense = PackedConv3x3(self.weight, self.bias) if fixed and self.kernel == 3 else self._dense
 
     def _first(self) -> tuple[Tensor, Tensor | None]:
         return tap_matrix(self.shared.weight), None
 
-    def _second(self) -> tuple[Tensor, Tensor]:
-        return tap_matrix(self.weight), centred(self.bias, self.kernel**2)
+    def _taps(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for weight, bias in zip(self.weight.split(COLUMNS), self.bias.split(COLUMNS), strict=True):
+            yield tap_matrix(weight), centred(bias, self.kernel**2)
 
     def _dense(self, hidden: Tensor) -> Tensor:
         if self.kernel == 3 and not torch.is_autocast_enabled(hidden.device.type):
@@ -69,7 +72,8 @@ class Modulator:
         hidden = F.relu(sum_windows(rows, level.hidden) + self.shared.bias)
         if not table_pays(level):
             return self.dense(expand(hidden, level.hidden))
-        rows = sum_windows(self.second(hidden).view(-1, self.bias.numel()), level.table)
+        products = self.packed or (partial(linear, weight=weight, bias=bias) for weight, bias in self._taps())
+        rows = tap_table(hidden, products, self.bias.numel(), level.table)
         return Table(rows, level.table.patches, level.table.segments if rows.is_cuda else None)
 
 
