@@ -23,12 +23,12 @@ class Layers(NamedTuple):
     sizes: tuple[int, ...]  # elements of a sample
     ends: tuple[int, ...]  # programs up to and with a layer
     starts: tuple[int, ...]  # where the layer's signs are
-    factors: tuple[float, ...]  # weight / size
+    weights: tuple[float, ...]
 
 
 def _layers(sizes: Sequence[int], starts: Sequence[int], weights: Sequence[float]) -> Layers:
     ends = accumulate(triton.cdiv(size, BLOCK * ITERATIONS) for size in sizes)
-    return Layers(tuple(sizes), tuple(ends), tuple(starts), tuple(w / s for w, s in zip(weights, sizes, strict=True)))
+    return Layers(tuple(sizes), tuple(ends), tuple(starts), tuple(weights))
 
 
 def _by_dtype(tensors: Sequence[Tensor]) -> list[list[int]]:
@@ -41,15 +41,15 @@ def _by_dtype(tensors: Sequence[Tensor]) -> list[list[int]]:
 
 @triton.jit
 def _sums(
-    fakes, reals, signs, partials, column, columns, sizes, ends, starts, factors,
+    fakes, reals, signs, partials, column, columns, sizes, ends, starts, weights,
     SIGNED: tl.constexpr, BLOCK: tl.constexpr, ITERATIONS: tl.constexpr,
 ):  # fmt: skip
     part, n = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    fake, real, first, factor = fakes[0], reals[0], 0, factors[0]
+    fake, real, first, weight = fakes[0], reals[0], 0, weights[0]
     size, start = tl.cast(sizes[0], tl.int64), tl.cast(starts[0], tl.int64)
     for layer in tl.static_range(1, len(fakes)):
         if part >= ends[layer - 1]:
-            fake, real, first, factor = fakes[layer], reals[layer], ends[layer - 1], factors[layer]
+            fake, real, first, weight = fakes[layer], reals[layer], ends[layer - 1], weights[layer]
             size, start = tl.cast(sizes[layer], tl.int64), tl.cast(starts[layer], tl.int64)
     k = (part - first).to(tl.int64) * (BLOCK * ITERATIONS) + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
@@ -60,21 +60,21 @@ def _sums(
         if SIGNED:
             tl.store(signs + start + n * size + k, (d > 0).to(tl.int8) - (d < 0).to(tl.int8), mask=k < size)
         k += BLOCK
-    tl.store(partials + n * columns + column + part, tl.sum(total, 0) * factor)
+    tl.store(partials + n * columns + column + part, tl.sum(total, 0) * weight / size)
 
 
 @triton.jit
 def _gradients(
-    dy, signs, dxs, samples, sizes, ends, starts, factors, BLOCK: tl.constexpr, ITERATIONS: tl.constexpr
+    dy, signs, dxs, samples, sizes, ends, starts, weights, BLOCK: tl.constexpr, ITERATIONS: tl.constexpr
 ):  # fmt: skip
     part, n = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    dx, first, factor = dxs[0], 0, factors[0]
+    dx, first, weight = dxs[0], 0, weights[0]
     size, start = tl.cast(sizes[0], tl.int64), tl.cast(starts[0], tl.int64)
     for layer in tl.static_range(1, len(dxs)):
         if part >= ends[layer - 1]:
-            dx, first, factor = dxs[layer], ends[layer - 1], factors[layer]
+            dx, first, weight = dxs[layer], ends[layer - 1], weights[layer]
             size, start = tl.cast(sizes[layer], tl.int64), tl.cast(starts[layer], tl.int64)
-    scale = tl.load(dy + n, mask=n < samples, other=0.0) * factor
+    scale = tl.load(dy + n, mask=n < samples, other=0.0) * weight / size
     k = (part - first).to(tl.int64) * (BLOCK * ITERATIONS) + tl.arange(0, BLOCK)
     for _ in tl.static_range(ITERATIONS):
         sign = tl.load(signs + start + n * size + k, mask=(k < size) & (n < samples), other=0)

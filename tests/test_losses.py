@@ -66,9 +66,10 @@ def test_feature_matching_errors():
         (([], []), "real has 0 layers, fake 0"),
         (([x], [x, x]), "real has 2 layers, fake 1"),
         (([x], [x], [1.0, 2.0]), "weights has 2 layers, fake 1"),
-        (([x], [x[:, :2]]), r"real, layer 0, has shape \[2, 2, 4, 4\], expected \[2, 3, 4, 4\]"),
+        (([x], [x[:, :2]]), r"layer 0: real has shape \[2, 2, 4, 4\], fake \[2, 3, 4, 4\]"),
         (([x[:1]],), "layer 0 has 1 samples: expected 1, and an even number"),
         (([x, x.repeat(2, 1, 1, 1)],), "layer 1 has 4 samples: expected 2"),
+        (([x], [x.to("meta")]), "layer 0: expected fake and real on cpu"),
     ):
         with pytest.raises(ValueError, match=message):
             ops.feature_matching(*arguments)
@@ -97,7 +98,7 @@ def test_gram_matrix_and_total_variation():
 
 def critic() -> nn.Module:
     torch.manual_seed(0)
-    first = nn.Sequential(spectral_norm(nn.Conv2d(3, 8, 3, 2, 1)), InstanceNormAct(8, 0.2, affine=True))
+    first = nn.Sequential(spectral_norm(nn.Conv2d(3, 8, 3, 2, 1, bias=False)), InstanceNormAct(8, 0.2, affine=True))
     return nn.Sequential(first, nn.Conv2d(8, 1, 3)).eval()
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import _backend
-from ._op import accumulation_dtype, autograd, check_device, check_shape, define, memory_format, refuse_forward_mode
+from ._op import accumulation_dtype, autograd, define, memory_format, refuse_forward_mode
 
 Tensors = list[Tensor]
 
@@ -49,7 +49,7 @@ def reference_backward(dy: Tensor, signs: Tensor, features: Tensors, weights: Se
         sign = signs[start : start + len(dy) * size].view(len(dy), size)
         start += sign.numel()
         rows = torch.zeros((x.size(0), size), dtype=dy.dtype, device=x.device)
-        rows[: len(dy)] = sign * (dy * (weight / max(1, size)))[:, None]
+        rows[: len(dy)] = sign * (dy * weight / max(1, size))[:, None]
         shape = x.movedim(1, -1).shape if layout is torch.channels_last else x.shape
         dx = rows.view(shape).to(x.dtype)
         gradients.append(dx.movedim(-1, 1) if layout is torch.channels_last else dx)
@@ -58,7 +58,8 @@ def reference_backward(dy: Tensor, signs: Tensor, features: Tensors, weights: Se
 
 def _runs_on(kernel: str, features: Tensors) -> str:
     """The backend: the reference where the layers do not agree on one, and where there is nothing to do."""
-    found = {_backend.choose("feature_matching", kernel, x) for x in features}
+    kinds = {(x.dtype, x.device): x for x in features}
+    found = {_backend.choose("feature_matching", kernel, x) for x in kinds.values()}
     return found.pop() if len(found) == 1 and all(x.numel() for x in features) else "reference"
 
 
@@ -161,14 +162,16 @@ def feature_matching(
     for name, given in (("real", real or fake), ("weights", weights)):
         if not fake or len(given) != len(fake):
             raise ValueError(f"{name} has {len(given)} layers, fake {len(fake)}: expected as many, and one at least")
+    refuse_forward_mode(*fake)
+    samples, device = fake[0].size(0), fake[0].device
     for i, x in enumerate(fake):
-        refuse_forward_mode(x)
-        if not real and x.size(0) != fake[0].size(0) or x.size(0) % 2 and not real:
-            raise ValueError(f"layer {i} has {x.size(0)} samples: expected {fake[0].size(0)}, and an even number")
-        if real:
-            check_shape(f"real, layer {i},", real[i], x.shape)
-            check_shape(f"fake, layer {i},", x, (fake[0].size(0), *x.shape[1:]))
-        check_device(fake[0], **{f"fake, layer {i},": x, f"real, layer {i},": real[i] if real else None})
+        if x.size(0) != samples or samples % 2 and not real:
+            even = "" if real else ", and an even number"
+            raise ValueError(f"layer {i} has {x.size(0)} samples: expected {samples}{even}")
+        if real and real[i].shape != x.shape:
+            raise ValueError(f"layer {i}: real has shape {list(real[i].shape)}, fake {list(x.shape)}")
+        if x.device != device or real and real[i].device != device:
+            raise ValueError(f"layer {i}: expected fake and real on {device}")
     real = [r.detach().to(x.dtype) for x, r in zip(fake, real, strict=False)]
     signed = torch.is_grad_enabled() and any(x.requires_grad for x in fake)
     return torch.ops.i2ifast.feature_matching(fake, real, weights, signed)[0]
