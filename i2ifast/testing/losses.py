@@ -1,4 +1,4 @@
-"""Cases of loss functions. Reals are constants, given as integers: nothing asks for their gradient."""
+"""Cases of loss functions. Reals are constants, given as integers: nothing asks for their gradient. Losses are [N, 1]."""
 
 import torch
 from torch import Tensor
@@ -22,15 +22,19 @@ def _layers(x: Tensor, x2: Tensor, real: Tensor, real2: Tensor) -> tuple[list[Te
 
 def _plain(**tensors: Tensor) -> Tensor:
     pairs = zip(WEIGHTS, *_layers(**tensors), strict=True)
-    return torch.stack([w * (f - r).abs().mean((1, 2, 3)) for w, f, r in pairs]).sum(0)
+    return torch.stack([w * (f - r).abs().mean((1, 2, 3)) for w, f, r in pairs]).sum(0)[:, None]
+
+
+def _pairs(**tensors: Tensor) -> Tensor:
+    return ops.feature_matching(*_layers(**tensors), WEIGHTS)[:, None]
 
 
 def _halves(**tensors: Tensor) -> Tensor:
     batches = [torch.cat(pair) for pair in zip(*_layers(**tensors), strict=True)]
-    return ops.feature_matching(batches, None, WEIGHTS)
+    return ops.feature_matching(batches, None, WEIGHTS)[:, None]
 
 
 CASES = [
-    Case("feature_matching-pairs", _inputs, lambda **t: ops.feature_matching(*_layers(**t), WEIGHTS), _plain),
+    Case("feature_matching-pairs", _inputs, _pairs, _plain),
     Case("feature_matching-halves", _inputs, _halves, _plain),
 ]
