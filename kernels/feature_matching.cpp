@@ -22,7 +22,7 @@ template <class T, bool Signed>
 void sums(const FeatureMatching& p, int64_t begin, int64_t end) {
   for (int64_t item = begin; item < end; ++item) {
     const Run run(item, p.runs, p.size);
-    const T *__restrict fake = static_cast<const T*>(p.fake) + run.at, *__restrict real = static_cast<const T*>(p.real) + run.at;
+    const T* __restrict fake = static_cast<const T*>(p.fake) + run.at, * __restrict real = static_cast<const T*>(p.real) + run.at;
     int8_t* __restrict signs = Signed ? p.signs + run.at : nullptr;
     float sum[kSums] = {};
     int64_t i = 0;

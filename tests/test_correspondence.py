@@ -6,24 +6,30 @@ import torch.nn.functional as F
 from plain import normal
 
 from i2ifast.nn import SelfAttention
-from i2ifast.nn.correspondence import at_positions, attend, match_features, positions
+from i2ifast.nn.correspondence import at_positions, attend, fused_attention, match_features, positions
 from i2ifast.nn.warp import flow_warp, merge_tiles, split_tiles, warp_and_blend
 
 
-@pytest.fixture(params=[1 << 25, 60], ids=["whole", "chunks"])
-def matrix(request, monkeypatch):
-    monkeypatch.setattr("i2ifast.nn.correspondence.MATRIX", request.param)
+@pytest.fixture(params=[False, True], ids=["whole", "chunks"])
+def chunks(request, monkeypatch):
+    if request.param:
+        monkeypatch.setattr("i2ifast.nn.correspondence.CHUNK", 60)
+        monkeypatch.setattr("i2ifast.nn.correspondence.KEPT", 60)
 
 
-@pytest.mark.usefixtures("matrix")
+@pytest.mark.usefixtures("chunks")
 def test_attention_over_both_axes_of_one_matrix():
     query, key, value, back = (normal(2, n, c, seed=i) for i, (n, c) in enumerate(((9, 5), (7, 5), (7, 3), (9, 4))))
     leaves = [t.requires_grad_() for t in (query, key, value, back)]
     f = 3 * query @ key.transpose(1, 2)
     expected = torch.softmax(f, 2) @ value, torch.softmax(f, 1).transpose(1, 2) @ back
     found = attend(query, key, value, 3.0), attend(key, query, back, 3.0)
-    for ours, theirs in zip(found, expected, strict=True):
+    with torch.no_grad():
+        found += attend(query, key, value, 3.0), attend(key, query, back, 3.0)
+        found += fused_attention(query, key, value, 3.0), fused_attention(key, query, back, 3.0)
+    for ours, theirs in zip(found, expected * 3, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    found = found[:2]
     gradients = [torch.autograd.grad(sum(t.square().sum() for t in pair), leaves) for pair in (found, expected)]
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
@@ -31,7 +37,8 @@ def test_attention_over_both_axes_of_one_matrix():
 
 def test_attention_holds_no_matrix(monkeypatch):
     """With gradients too: what is kept for the backward is a fraction of it."""
-    monkeypatch.setattr("i2ifast.nn.correspondence.MATRIX", 1 << 12)
+    monkeypatch.setattr("i2ifast.nn.correspondence.CHUNK", 1 << 12)
+    monkeypatch.setattr("i2ifast.nn.correspondence.KEPT", 1 << 12)
     query, key, value = (normal(1, 256, c, seed=c).requires_grad_() for c in (8, 9, 3))
     kept = 0
 

@@ -82,10 +82,16 @@ def test_empty_batch_is_no_loss():
     loss.backward()
 
 
-def test_multiscale_sums():
+@pytest.mark.parametrize("reduction, factor", [("sum", 1.0), ("mean", 0.5)])
+def test_reductions(reduction, factor):
     logits = [normal(2, 1, 5, 5), normal(2, 1, 3, 3, seed=1)]
-    expected = F.relu(1 - logits[0]).mean() + F.relu(1 - logits[1]).mean()
-    torch.testing.assert_close(losses.multiscale(losses.hinge, logits, True), expected)
+    expected = factor * (F.relu(1 - logits[0]).mean() + F.relu(1 - logits[1]).mean())
+    torch.testing.assert_close(losses.multiscale(losses.hinge, logits, True, reduction=reduction), expected)
+    mu, logvar = normal(2), normal(2, seed=1)
+    both = losses.kl_divergence(mu, logvar)
+    torch.testing.assert_close(losses.kl_divergence(mu, logvar, reduction), factor * both)
+    with pytest.raises(ValueError, match="reduction 'none': expected mean or sum"):
+        losses.kl_divergence(mu, logvar, "none")
 
 
 def test_gram_matrix_and_total_variation():
@@ -122,10 +128,11 @@ def test_penalties_through_fused_layers(penalty):
 
 
 @pytest.mark.parametrize("pono", [True, False])
-@pytest.mark.parametrize("matrix", [1 << 25, 200])
-def test_contextual_loss(pono, matrix, monkeypatch):
+@pytest.mark.parametrize("elements", [1 << 22, 200])
+def test_contextual_loss(pono, elements, monkeypatch):
     """Its definition, with the whole matrix, also where that is computed in chunks."""
-    monkeypatch.setattr("i2ifast.nn.correspondence.MATRIX", matrix)
+    for limit in ("CHUNK", "KEPT"):
+        monkeypatch.setattr(f"i2ifast.nn.correspondence.{limit}", elements)
     x, y = normal(2, 6, 5, 5).requires_grad_(), normal(2, 6, 5, 5, seed=1)
     mean = y.mean(1, keepdim=True) if pono else y.mean((2, 3), keepdim=True)
     a, b = (F.normalize((t - mean).flatten(2), dim=1) for t in (x, y))
@@ -142,7 +149,10 @@ def vgg_state(depth: int, prefix: str = "features.") -> dict[str, Tensor]:
     state, fin = {}, 3
     for index, name in positions_of(depth).items():
         width = min(4 << (int(name[4]) - 1), 16)
-        state |= {f"{prefix}{index}.weight": normal(width, fin, 3, 3, seed=index), f"{prefix}{index}.bias": normal(width)}
+        state |= {
+            f"{prefix}{index}.weight": normal(width, fin, 3, 3, seed=index),
+            f"{prefix}{index}.bias": normal(width),
+        }
         fin = width
     return state
 
@@ -163,7 +173,8 @@ def test_vgg_names_layers_as_torchvision_orders_them(depth, tmp_path: Path):
     for ours, theirs in zip(net(x), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-2)
     torch.save(net.state_dict(), tmp_path / "named.pth")
-    assert torch.equal(VGG(tmp_path / "named.pth", ("relu4_2",))(h.new_ones(1, 3, 16, 16))[0][0, 0, 0, 0], VGG(tmp_path / "vgg.pth", ("relu4_2",))(h.new_ones(1, 3, 16, 16))[0][0, 0, 0, 0])
+    named, numbered = (VGG(tmp_path / f"{name}.pth", ("relu4_2",)) for name in ("named", "vgg"))
+    assert torch.equal(named(x)[0], numbered(x)[0])
     with pytest.raises(ValueError, match="has no layers relu6_1; there are relu1_1"):
         VGG(tmp_path / "vgg.pth", ("relu6_1",))
 
@@ -181,5 +192,7 @@ def test_perceptual_is_the_weighted_sum(tmp_path: Path):
 
 
 def test_imagenet_preprocessing():
-    x = imagenet(torch.tensor([0.485, 0.456, 0.406])[None, :, None, None] + torch.tensor([0.0, 0.224, -0.225])[:, None, None])
+    x = imagenet(
+        torch.tensor([0.485, 0.456, 0.406])[None, :, None, None] + torch.tensor([0.0, 0.224, -0.225])[:, None, None]
+    )
     torch.testing.assert_close(x.flatten(), torch.tensor([0.0, 1.0, -1.0]), rtol=1e-4, atol=1e-5)

@@ -263,7 +263,13 @@ REGISTERS = {
     "spectral_weight._dweight": 80,
     "_common._add_partials": 56,
 }
-POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int8: "*i8", torch.int32: "*i32", torch.int64: "*i64"}
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.int8: "*i8",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
 
 
 def _launches(channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, dict, dict]]:

@@ -25,7 +25,9 @@ def _plain(**features: Tensor) -> Tensor:
 def feature_matching(shape: Shape, g: torch.Generator) -> Made:
     """Discriminators at full and at half resolution, whose first layers are of this shape: fakes, then reals."""
     n, c, h, w = shape
-    shapes = [(2 * n, c << k, (h >> k + s) + 1, (w >> k + s) + 1) for k in range(LAYERS_OF_SCALE) for s in range(SCALES)]
+    shapes = [
+        (2 * n, c << k, (h >> k + s) + 1, (w >> k + s) + 1) for k in range(LAYERS_OF_SCALE) for s in range(SCALES)
+    ]
     inputs = {f"x{i or ''}": torch.randn(size, generator=g) for i, size in enumerate(shapes)}
     return Made({"ours": _ours, "plain": _plain}, inputs)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from i2ifast import ops
 from i2ifast.nn import SelfAttention
 from i2ifast.nn.cocosnet import ReflectedSPADEResnetBlock
-from i2ifast.nn.losses import contextual, feature_matching, hinge
+from i2ifast.nn.losses import contextual, feature_matching, hinge, multiscale
 from i2ifast.nn.vgg import VGG, caffe
 
 from . import _system
@@ -141,7 +141,10 @@ class Generator(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        channels, nf = 3 * ("warp" in config.CBN_intype) + config.semantic_nc * ("mask" in config.CBN_intype), config.ngf
+        channels, nf = (
+            3 * ("warp" in config.CBN_intype) + config.semantic_nc * ("mask" in config.CBN_intype),
+            config.ngf,
+        )
 
         def block(fin: int, fout: int) -> nn.Module:
             return ReflectedSPADEResnetBlock(fin, fout, config.norm_G, config.PONO, channels, config.nhidden)
@@ -178,7 +181,9 @@ class NLayerDiscriminator(nn.Module):
         if config.use_attention:
             self.attn = SelfAttention(widths[last - 1], norm.startswith("spectral"))
         # A decoder that nothing uses, but that checkpoints have.
-        self.dec = nn.ModuleDict({str(3 * i + 1): normed(4 * ndf >> i, 2 * ndf >> i, 3, 1, norm, 0.2) for i in range(3)})
+        self.dec = nn.ModuleDict(
+            {str(3 * i + 1): normed(4 * ndf >> i, 2 * ndf >> i, 3, 1, norm, 0.2) for i in range(3)}
+        )
         self.dec["9"] = nn.Conv2d(ndf // 2, config.semantic_nc, 3, padding=1)
         self.model0 = nn.Sequential(nn.Conv2d(config.semantic_nc + 3, ndf, 4, 2, 1), nn.LeakyReLU(0.2))
         for i, (fin, fout) in enumerate(pairwise(widths), 1):
@@ -212,7 +217,7 @@ class MultiscaleDiscriminator(nn.Module):
 
 
 class System(_system.System):
-    """Correspondence network and generator, trained together, and discriminator; G step, then D step on the same fake."""
+    """Correspondence network and generator, trained together, then the discriminator, on the same fake."""
 
     Config = Config
     PRESETS = PRESETS
@@ -292,8 +297,8 @@ class System(_system.System):
 
     def adversarial(self, outputs: list[list[Tensor]], fakes: bool, real: bool, generator: bool = False) -> Tensor:
         """Hinge loss of the logits of the fake or the real half, averaged over scales."""
-        logits = (scale[-1].chunk(2)[0 if fakes else 1] for scale in outputs)
-        return self.config.weight_gan * torch.stack([hinge(x, real, generator) for x in logits]).mean()
+        logits = [scale[-1].chunk(2)[0 if fakes else 1] for scale in outputs]
+        return self.config.weight_gan * multiscale(hinge, logits, real, generator)
 
     def generator_loss(self, batch: Batch) -> dict[str, Tensor]:
         config, real = self.config, batch["image"]
@@ -345,7 +350,7 @@ class System(_system.System):
         }
 
     def mask_loss(self, warp_mask: Tensor, batch: Batch) -> Tensor:
-        """Negative log likelihood of the labels under the exemplar's warped ones, but of those that it has not, and 0."""
+        """Negative log likelihood of the labels that the exemplar has, but 0, under its warped ones."""
         label = self.nets["Corr"].small(batch["label"][:, :1].float()).long().flatten(1)
         shown = warp_mask.new_zeros(warp_mask.shape[:2]).scatter_(1, batch["label_ref"][:, 0].flatten(1), 1.0)
         weight = shown.gather(1, label) * (label != 0)

@@ -8,4 +8,14 @@ from .label_conv import label_conv2d
 from .spade import SPADE, SPADEResnetBlock
 from .spectral import spectral_norm
 
-__all__ = ["AdaIN", "InstanceNormAct", "SPADE", "SPADEResnetBlock", "SelfAttention", "bake", "label_conv2d", "losses", "spectral_norm"]
+__all__ = [
+    "AdaIN",
+    "InstanceNormAct",
+    "SPADE",
+    "SPADEResnetBlock",
+    "SelfAttention",
+    "bake",
+    "label_conv2d",
+    "losses",
+    "spectral_norm",
+]

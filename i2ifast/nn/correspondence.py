@@ -10,21 +10,22 @@ from torch.utils.checkpoint import checkpoint
 
 from .spectral import spectral_norm
 
-MATRIX = 1 << 25  # elements of the matrix between positions that are held at a time
+CHUNK = 1 << 20  # elements of the matrix between positions that are computed at a time
+KEPT = 1 << 28  # elements of it that are kept for the backward; of a larger one none are
 ALIGNMENT = 8  # of the vectors that CUDA's fused attention takes
 
 
 def by_rows(function: Callable[[Tensor], Tensor], rows: Tensor, columns: int) -> Tensor:
     """function(rows), where row i of the result depends on row i only and takes memory of `columns` elements.
 
-    rows [N, R, C] are taken in chunks of MATRIX elements, and with gradients each chunk is computed again in the
-    backward. What fits in one chunk is computed as it is.
+    rows [N, R, C] are taken in chunks of CHUNK elements. With gradients they are taken as a whole, up to KEPT elements;
+    above that each chunk is computed again in the backward.
     """
-    step = max(1, MATRIX // max(1, rows.size(0) * columns))
-    if step >= rows.size(1):
+    step, trains = max(1, CHUNK // max(1, rows.size(0) * columns)), torch.is_grad_enabled()
+    if step >= rows.size(1) or trains and rows.size(0) * rows.size(1) * columns <= KEPT:
         return function(rows)
     chunks = rows.split(step, 1)
-    if torch.is_grad_enabled():
+    if trains:
         return torch.cat([checkpoint(function, chunk, use_reentrant=False) for chunk in chunks], 1)
     return torch.cat([function(chunk) for chunk in chunks], 1)
 
@@ -36,10 +37,15 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float = 1.0) -> Ten
     applied to values at the queries, is `attend(key, query, value, scale)`.
     """
     if query.is_cuda:
-        pads = [F.pad(t, (0, -t.size(-1) % ALIGNMENT))[:, None] for t in (query, key, value)]
-        return F.scaled_dot_product_attention(*pads, scale=scale)[:, 0, :, : value.size(-1)]
-    key = (key * scale).transpose(1, 2)
-    return by_rows(lambda rows: torch.softmax(rows @ key, -1) @ value, query, key.size(2))
+        return fused_attention(query, key, value, scale)
+    key = key.transpose(1, 2)
+    return by_rows(lambda rows: torch.softmax((rows @ key).mul_(scale), -1) @ value, query, key.size(2))
+
+
+def fused_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """`attend` by torch's attention, whose fused kernels take vectors of any width, but for an alignment."""
+    padded = (F.pad(t, (0, -t.size(-1) % ALIGNMENT))[:, None] for t in (query, key, value))
+    return F.scaled_dot_product_attention(*padded, scale=scale)[:, 0, :, : value.size(-1)]
 
 
 def match_features(x: Tensor, kernel: int = 3, pono: bool = True) -> Tensor:

@@ -1,6 +1,7 @@
 """Losses of image-to-image systems, with the reductions of the originals."""
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -44,9 +45,21 @@ GAN_LOSSES: dict[str, GANLoss] = {
 }
 
 
-def multiscale(loss: GANLoss, logits: Sequence[Tensor], real: bool, generator: bool = False) -> Tensor:
-    """The sum of an adversarial loss over the logits of several discriminators."""
-    return torch.stack([loss(each, real, generator) for each in logits]).sum()
+def reduced(values: Tensor, reduction: Literal["mean", "sum"]) -> Tensor:
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction {reduction!r}: expected mean or sum")
+    return values.mean() if reduction == "mean" else values.sum()
+
+
+def multiscale(
+    loss: GANLoss,
+    logits: Sequence[Tensor],
+    real: bool,
+    generator: bool = False,
+    reduction: Literal["mean", "sum"] = "mean",
+) -> Tensor:
+    """The mean or the sum of an adversarial loss over the logits of several discriminators."""
+    return reduced(torch.stack([loss(each, real, generator) for each in logits]), reduction)
 
 
 def feature_matching(fake: Sequence[Sequence[Tensor]], real: Sequence[Sequence[Tensor]] | None = None) -> Tensor:
@@ -74,9 +87,9 @@ def perceptual(
     return distances.sum() / max(1, len(distances))
 
 
-def kl_divergence(mu: Tensor, logvar: Tensor) -> Tensor:
-    """KL(N(mu, exp(logvar)) || N(0, 1)) = -1/2 sum(1 + logvar - mu^2 - exp(logvar)), over batch and dimensions."""
-    return -0.5 * (1 + logvar - mu.square() - logvar.exp()).sum()
+def kl_divergence(mu: Tensor, logvar: Tensor, reduction: Literal["mean", "sum"] = "sum") -> Tensor:
+    """KL(N(mu, exp(logvar)) || N(0, 1)) = -1/2 (1 + logvar - mu^2 - exp(logvar)), over batch and dimensions."""
+    return reduced(-0.5 * (1 + logvar - mu.square() - logvar.exp()), reduction)
 
 
 def gram_matrix(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Features of a VGG (Simonyan, Zisserman, ICLR 2015) whose weights are in a local file, frozen, for perceptual losses."""
+"""Features of a pretrained VGG (Simonyan, Zisserman, ICLR 2015), from a local file, for perceptual losses."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -60,7 +60,9 @@ class VGG(nn.Module):
         if any(key.startswith(("features.", "slice")) for key in state):
             state = {key.partition(".")[2]: v for key, v in state.items() if key.startswith(("features.", "slice"))}
             names = positions_of(19 if "16.weight" in state else 16)
-            state = {f"{names[int(i)]}.{leaf}": v for (i, _, leaf), v in ((k.partition("."), v) for k, v in state.items())}
+            state = {
+                f"{names[int(i)]}.{leaf}": v for (i, _, leaf), v in ((k.partition("."), v) for k, v in state.items())
+            }
         found = sorted(key.removesuffix(".weight") for key in state if re.fullmatch(r"conv\d_\d\.weight", key))
         for name in found:
             weight = state[f"{name}.weight"]

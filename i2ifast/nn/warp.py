@@ -46,7 +46,9 @@ def merge_tiles(tiles: Tensor, shape: tuple[int, int], stride: int) -> Tensor:
     size = tiles.size(-1)
     rows, columns = (tile_starts(length, size, stride) for length in shape)
     if tiles.size(1) != len(rows) * len(columns):
-        raise ValueError(f"{tiles.size(1)} tiles, expected {len(rows)} x {len(columns)} for {shape[0]}x{shape[1]} pixels")
+        raise ValueError(
+            f"{tiles.size(1)} tiles, expected {len(rows)} x {len(columns)} for {shape[0]}x{shape[1]} pixels"
+        )
     ramp = torch.arange(1, size + 1, device=tiles.device, dtype=tiles.dtype)
     ramp = torch.minimum(ramp, ramp.flip(0))
     weight = ramp[:, None] * ramp

@@ -39,20 +39,16 @@ def reference_forward(features: Tensors, others: Tensors, weights: Sequence[floa
 def reference_signs(features: Tensors, others: Tensors) -> Tensor:
     """Signs of fake - real, one layer after the other, in the order of memory."""
     pairs = zip(_pairs(features, others), map(_layout, features), strict=True)
-    return torch.cat([_rows((f > r).to(torch.int8) - (f < r).to(torch.int8), layout).flatten() for (f, r), layout in pairs])
+    return torch.cat(
+        [_rows((f > r).to(torch.int8) - (f < r).to(torch.int8), layout).flatten() for (f, r), layout in pairs]
+    )
 
 
 def reference_backward(dy: Tensor, signs: Tensor, features: Tensors, weights: Sequence[float]) -> Tensors:
-    gradients, start = [], 0
-    for x, weight in zip(features, weights, strict=True):
-        size, layout = x[:1].numel(), _layout(x)
-        sign = signs[start : start + len(dy) * size].view(len(dy), size)
-        start += sign.numel()
-        rows = torch.zeros((x.size(0), size), dtype=dy.dtype, device=x.device)
-        rows[: len(dy)] = sign * (dy * weight / max(1, size))[:, None]
-        shape = x.movedim(1, -1).shape if layout is torch.channels_last else x.shape
-        dx = rows.view(shape).to(x.dtype)
-        gradients.append(dx.movedim(-1, 1) if layout is torch.channels_last else dx)
+    gradients = [torch.zeros_like(x, memory_format=_layout(x)) for x in features]
+    rows = [_rows(dx[: len(dy)], _layout(x)) for dx, x in zip(gradients, features, strict=True)]
+    for row, sign, weight in zip(rows, signs.split([row.numel() for row in rows]), weights, strict=True):
+        row.copy_(sign.view(row.shape) * (dy * weight / max(1, row.size(1)))[:, None])
     return gradients
 
 
@@ -74,7 +70,7 @@ def _forward(features: Tensors, others: Tensors, weights: Sequence[float], signe
     distances, signs = _empty(features, others, weights, signed)
     backend = _runs_on("feature_matching", features)
     if backend == "reference":
-        distances = reference_forward(features, others, weights)
+        distances = reference_forward(features, others, weights).to(distances.dtype)
         return distances, reference_signs(features, others) if signed else signs
     layouts = [_layout(x) for x in features]
     features, others = (
@@ -120,13 +116,11 @@ def _setup_backward(ctx: Any, inputs: tuple, output: Tensors) -> None:
 
 def _second_order(ctx: Any, grads: Tensors) -> tuple:
     """The gradients are linear in dy, and signs are constant: there is no more to differentiate."""
-    (signs,), start, total = ctx.saved_tensors, 0, 0
-    for grad, layout, weight in zip(grads, ctx.layouts, ctx.weights, strict=True):
-        rows = _rows(grad[: ctx.count], layout)
-        sign = signs[start : start + rows.numel()].view(rows.shape)
-        start += rows.numel()
-        wide = rows.to(accumulation_dtype(rows))
-        total = total + (wide * sign).sum(1) * (weight / max(1, rows.size(1)))
+    rows = [_rows(g[: ctx.count], layout) for g, layout in zip(grads, ctx.layouts, strict=True)]
+    signs, total = ctx.saved_tensors[0].split([row.numel() for row in rows]), 0
+    for row, sign, weight in zip(rows, signs, ctx.weights, strict=True):
+        wide = row.to(accumulation_dtype(row))
+        total = total + (wide * sign.view(row.shape)).sum(1) * weight / max(1, row.size(1))
     return total, None, [None] * len(grads), None
 
 

@@ -1,4 +1,4 @@
-"""Cases of loss functions. Reals are constants, given as integers: nothing asks for their gradient. Losses are [N, 1]."""
+"""Cases of loss functions. Reals are integers: constants, whose gradient nobody asks for. Losses are [N, 1]."""
 
 import torch
 from torch import Tensor

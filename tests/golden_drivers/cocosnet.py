@@ -1,9 +1,9 @@
 """CoCosNet's cases: the semantics and the exemplar require grad, the fake is one for both phases, and there is an EMA.
 
 Gradients jump at kinks (L1 losses, nearest features, leaky relus), so rounding can take any formulation to the other
-side of one. A case is right if it is so for its weights, or for ones that differ from them by rounding, 6e-8, all in one
-draw of a few. Trajectories are held to the reference backend only: on others rounding turns signs of gradients, and
-Adam's first steps with them.
+side of one. A case is right if all of it is right for its weights, or for ones that differ from them by rounding, 6e-8,
+in one draw of a few. Trajectories are held to the reference backend only: on others rounding turns signs of gradients,
+and Adam's first steps with them.
 """
 
 from pathlib import Path
