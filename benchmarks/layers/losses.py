@@ -1,4 +1,4 @@
-"""Feature matching of a discriminator's layers, and attention between positions."""
+"""Feature matching of a discriminator's layers, and what matches positions of two feature maps."""
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,22 @@ def correspondence(shape: Shape, g: torch.Generator) -> Made:
     return Made({"ours": lambda x, key, value: attend(x, key, value, 100.0), "plain": plain}, inputs)
 
 
+def contextual(shape: Shape, g: torch.Generator) -> Made:
+    """CoCosNet's, of features of this shape, by its definition."""
+
+    def plain(x: Tensor, y: Tensor) -> Tensor:
+        mean = y.mean(1, keepdim=True)
+        a, b = (F.normalize((t - mean).flatten(2), dim=1) for t in (x, y))
+        d = 1 - torch.matmul(a.transpose(1, 2), b)
+        w = torch.exp((1 - d / (d.min(2, keepdim=True).values + 1e-3)) / 0.1)
+        return -torch.log((w / w.sum(2, keepdim=True)).max(2).values.mean(1))
+
+    inputs = {name: torch.randn(shape, generator=g).relu() for name in ("x", "y")}
+    return Made({"ours": losses.contextual, "plain": plain}, inputs)
+
+
 LAYERS = [
-    Layer("feature_matching", ((1, 64, 128, 128),), feature_matching),
+    Layer("contextual", ((1, 512, 32, 32),), contextual),
     Layer("correspondence", ((1, 256, 32, 32),), correspondence),
+    Layer("feature_matching", ((1, 64, 128, 128),), feature_matching),
 ]

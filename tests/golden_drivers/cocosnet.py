@@ -33,7 +33,7 @@ def batch_of(system: System, case: Case, prefix: str) -> Batch:
     """The prepared batch; sample 0 is its own exemplar."""
     given = case.inputs(prefix)
     for name in ("label", "label_ref"):
-        masks = [t for key, t in given.items() if "glasses" in key and key.endswith("_ref") == name.endswith("_ref")]
+        masks = [t.long() for key, t in given.items() if "glasses" in key and ("ref" in key) == ("ref" in name)]
         given[name] = torch.cat([given[name], *masks], 1)
     own = torch.zeros(len(given["image"]))
     own[0] = 1
@@ -42,13 +42,15 @@ def batch_of(system: System, case: Case, prefix: str) -> Batch:
 
 
 def run_phases(system: System, case: Case, draw: int) -> dict[str, Tensor]:
-    found = {}
+    found, trained = {}, {}
     for mode in case.meta["modes"]:
         wanted = [name.split(".", 2)[2] for name in case.names if name.startswith(f"out.{mode}.")]
         own = {"fake", "warp_out", "warp_mask", "corr_over_temperature"}
         own |= {name for name in wanted if name.startswith("vgg_real")}
         for phase in system.phases:
             load_rounded(system, case, draw)
+            if mode == "eval" and case.options.get("eval_state") == "after_train":
+                system.load_state_dict(trained, strict=False)
             system.train(mode == "train").zero_grad()
             batch = batch_of(system, case, "in.")
             system.freeze_all_but(phase)
@@ -77,8 +79,10 @@ def run_phases(system: System, case: Case, draw: int) -> dict[str, Tensor]:
             found |= {f"out.{mode}.{name}": kept["warped"].get(name) for name in ("warp_out", "warp_mask")}
             found[f"out.{mode}.fake"], found[f"grad.{mode}.fake"] = fake, fake.grad
             found |= {f"grad.{mode}.in.{name}": batch[name].grad for name in ("semantics", "ref")}
-            for name, net in system.nets.items():
-                found |= {f"post.{mode}.{name}.{key}": buffer.clone() for key, buffer in net.named_buffers()}
+            buffers = {key: buffer.clone() for key, buffer in system.nets.named_buffers()}
+            found |= {f"post.{mode}.{key}": buffer for key, buffer in buffers.items()}
+            if mode == "train":
+                trained = {f"nets.{key}": buffer for key, buffer in buffers.items()}
             found["mid.input_semantics"], found["mid.ref_semantics"] = batch["semantics"], batch["ref_semantics"]
             with torch.no_grad():
                 theta, phi, _ = system.nets["Corr"].match(batch["semantics"], batch["ref"], batch["ref_semantics"])
