@@ -137,19 +137,11 @@ def contextual(x: Tensor, y: Tensor, pono: bool = True, bandwidth: float = 0.1, 
     mean = y.mean(1, keepdim=True) if pono else y.mean((2, 3), keepdim=True)
     x, y = (F.normalize((t - mean).flatten(2), dim=1, eps=2e-16) for t in (x, y))
 
-    def log_largest(rows: Tensor) -> Tensor:
-        # -log sum of exp(z), z = (cosine - the row's largest) / (bandwidth * (1 - that + eps)). What the largest adds
-        # to the gradient are two numbers per row: through it as a constant, the matrix is passed over less often.
+    def largest(rows: Tensor) -> Tensor:
         cosine = rows @ y
-        top = cosine.max(-1, keepdim=True).values
+        top = cosine.max(-1).values
         scale = 1 / (bandwidth * (1 - top + eps))
-        z = (cosine - top.detach()) * scale.detach()
-        total = z.logsumexp(-1, keepdim=True)
-        if not total.requires_grad:
-            return -total[..., 0]
-        with torch.no_grad():
-            mean = (torch.exp(z - total) * z).sum(-1, keepdim=True) / scale
-        zero = (top - top.detach()) * scale.detach() - (scale - scale.detach()) * mean
-        return (zero - total)[..., 0]
+        logits = (cosine - 1) * scale[..., None]
+        return torch.exp((top - 1) * scale - logits.logsumexp(-1))
 
-    return -by_rows(lambda rows: log_largest(rows).exp(), x.transpose(1, 2), y.size(2)).mean(1).log()
+    return -by_rows(largest, x.transpose(1, 2), y.size(2)).mean(1).log()
