@@ -230,10 +230,14 @@ class Case:
     def update_error(self, name: str, value: Tensor, before: Tensor) -> float:
         """As `error`, of the sample of `value - before`: what training did, which is small next to the value.
 
-        Adam divides a gradient by its own size, so that the rounding of a small one shows in full.
+        Adam divides a gradient by its own size, so that the rounding of a small one shows in full. How far rounding
+        moves the original is recorded relative to the value, so that of the update it is a larger part.
         """
-        want, got = self.tensors[f"{name}.sample"].double().numpy() - sample(name, before), sample(name, value - before)
-        return largest((got - want) / max(np.abs(want).max(), 1e-30)) / self.tolerance(name, 5e-3)
+        after = self.tensors[f"{name}.sample"].double().numpy()
+        want, got = after - sample(name, before), sample(name, value - before)
+        size = max(np.abs(want).max(), 1e-30)
+        moved = self.meta.get("sensitivity", {}).get(name, 0.0) * np.abs(after).max() / size
+        return largest((got - want) / size) / max(self.tolerance(name, 5e-3), 3 * moved)
 
 
 def largest(errors: ndarray) -> float:

@@ -23,7 +23,14 @@ def label_batch(config: Any, size: tuple[int, int], n: int = 2) -> Batch:
     return {"label": label, "instance": label * 1000, "image": torch.rand((n, 3, *size), generator=g) * 2 - 1}
 
 
-BATCHES: dict[str, Callable[..., Batch]] = {"labels": label_batch}
+def exemplar_batch(config: Any, size: tuple[int, int], n: int = 2) -> Batch:
+    """Blocky label maps with images, and others as exemplars, the first of which belongs to the same image."""
+    batch = label_batch(config, size, n)
+    ref = {"label_ref": batch["label"].flip(0), "ref": batch["image"].flip(0), "self_ref": torch.eye(n)[0]}
+    return batch | ref
+
+
+BATCHES: dict[str, Callable[..., Batch]] = {"exemplars": exemplar_batch, "labels": label_batch}
 
 
 def tiny(name: str, **options: Any) -> System:
@@ -78,7 +85,7 @@ def test_translate_pads_with_the_border(name: str) -> None:
     system = settled(name)
     batch = batch_of(system, (50, 70))
     border = (0, 96 - 70, 0, 64 - 50)
-    padded = {key: F.pad(batch[key].float(), border, mode="replicate").long() for key in ("label", "instance")}
+    padded = {k: F.pad(t.float(), border, mode="replicate").to(t.dtype) for k, t in batch.items() if t.ndim == 4}
     expected = system.translate(padded)["fake"][..., :50, :70]
     torch.testing.assert_close(system.translate(batch)["fake"], expected)
 
@@ -214,8 +221,8 @@ def test_gan_losses(real: bool) -> None:
 
 
 def test_feature_matching_leaves_out_logits_and_real_gradients() -> None:
-    fake = [[torch.full((2, 3), 1.0), torch.full((1,), 9.0)], [torch.full((4,), 2.0), torch.full((1,), 9.0)]]
-    real = [[torch.zeros(2, 3, requires_grad=True), torch.zeros(1)], [torch.zeros(4), torch.zeros(1)]]
+    fake = [[torch.full((2, 3), 1.0), torch.full((1,), 9.0)], [torch.full((2, 4), 2.0), torch.full((1,), 9.0)]]
+    real = [[torch.zeros(2, 3, requires_grad=True), torch.zeros(1)], [torch.zeros(2, 4), torch.zeros(1)]]
     loss = feature_matching(fake, real)
     assert loss.item() == (1 + 2) / 2 and not loss.requires_grad
 

@@ -208,6 +208,29 @@ def test_spectral_weight(shape, iterations):
     _check(*(results[name] for name in ("triton", "reference", "truth")), torch.float32)
 
 
+@pytest.mark.parametrize("halves", [True, False] if INTERPRETED else [])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_feature_matching(halves, channels_last):
+    """Layers of less and of more than a program, of two types, one of a single element per sample."""
+    draw = torch.Generator().manual_seed(0)
+    shapes = [(4, 33, 31, 17), (4, 7, 3, 5), (4, 1, 1, 1), (4, 70, 9, 9)]
+    dtypes = [torch.float32, torch.float32, torch.bfloat16, torch.bfloat16]
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    batches = [torch.randn(shape, generator=draw).to(dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+    weights, results = (0.5, 1.0, 2.0, 0.25), {}
+    for name in ("triton", "reference", "truth"):
+        leaves = [x.to(torch.float64 if name == "truth" else x.dtype) for x in batches]
+        leaves = [x.contiguous(memory_format=layout).requires_grad_() for x in leaves]
+        pairs = ([x[:2] for x in leaves], [x[2:] for x in leaves])
+        with i2ifast.use_backend("triton" if name == "triton" else "reference"):
+            y = ops.feature_matching(leaves, None, weights) if halves else ops.feature_matching(*pairs, weights)
+            gradients = torch.autograd.grad(y, leaves, y.new_tensor([1.0, -3.0]))
+        assert not halves or all(g.stride() == x.stride() for g, x in zip(gradients, leaves, strict=True))
+        results[name] = [t.detach().double() for t in (y, *gradients)]
+    for i, dtype in enumerate([torch.float32, *dtypes]):
+        _check(*([results[name][i]] for name in ("triton", "reference", "truth")), dtype)
+
+
 @pytest.mark.skipif(INTERPRETED, reason="this is that run")
 def test_kernels_interpreted():
     """Every test above, with Triton's interpreter."""
@@ -230,6 +253,8 @@ REGISTERS = {
     "modulate_table._dtable": 80,
     "modulate_table._sums": 144,
     "modulate_table._dx": 96,
+    "feature_matching._sums": 64,
+    "feature_matching._gradients": 48,
     "gather_sum._gather": 48,
     "spectral_weight._product": 48,
     "spectral_weight._normalise": 80,
@@ -238,7 +263,13 @@ REGISTERS = {
     "spectral_weight._dweight": 80,
     "_common._add_partials": 56,
 }
-POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64"}
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.int8: "*i8",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
 
 
 def _launches(channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, dict, dict]]:
@@ -279,6 +310,9 @@ def _launches(channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> dict[str,
         x, None, x, table, patches, None, None, *normal, 0.2, None, False, table, means
     )
     kernel("modulate_table", "modulate_table_dx")(x, None, x, table, patches, *normal, means, 0.2, None, False, x)
+    signs, layers = torch.zeros(2 * x.numel(), dtype=torch.int8), [x, maps[:, :c]]
+    kernel("feature_matching")(layers, layers, (1.0, 2.0), means[0, :, 0], signs)
+    kernel("feature_matching", "feature_matching_backward")(means[0, :, 0], signs, (1.0, 2.0), layers)
     kernel("gather_sum")(table, offsets, index, table)
     kernel("spectral_weight")(weight, u, v, 1, 1e-12, weight, u, v, sigma)
     kernel("spectral_weight", "spectral_weight_backward")(weight, weight, u, v, sigma, weight)
@@ -292,17 +326,26 @@ def _compile(kernel: Any, arguments: dict, options: dict, capability: int) -> An
     from triton.compiler import ASTSource
 
     signature, constants, attributes = {}, {}, {}
-    for i, (name, value) in enumerate(arguments.items()):
+
+    def specialise(name: str, value: Any, path: tuple[int, ...]) -> Any:
+        """The type of an argument, or of each of a tuple's; constants and divisibility are noted under `path`."""
+        if isinstance(value, tuple):
+            return tuple(specialise(name, item, (*path, i)) for i, item in enumerate(value))
         if isinstance(value, Tensor):
-            signature[name] = POINTERS[value.dtype]
+            kind = POINTERS[value.dtype]
         elif isinstance(value, float):
-            signature[name] = "fp32"
+            return "fp32"
         elif value is None or value == 1 or name.isupper():
-            signature[name], constants[(i,)] = "constexpr", value
+            constants[path] = value
+            return "constexpr"
         else:
-            signature[name] = "i32"
-        if isinstance(value, Tensor) or (signature[name] == "i32" and value % 16 == 0):
-            attributes[(i,)] = [["tt.divisibility", 16]]
+            kind = "i32"
+        if isinstance(value, Tensor) or value % 16 == 0:
+            attributes[path] = [["tt.divisibility", 16]]
+        return kind
+
+    for i, (name, value) in enumerate(arguments.items()):
+        signature[name] = specialise(name, value, (i,))
     return triton.compile(
         ASTSource(kernel, signature, constants, attributes), target=GPUTarget("cuda", capability, 32), options=options
     )

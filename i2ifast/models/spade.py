@@ -310,10 +310,13 @@ class System(_system.System):
         mu, logvar = self.nets["E"](images)
         return self.randn(mu.shape, mu) * torch.exp(0.5 * logvar) + mu, mu, logvar
 
+    def judge(self, batch: Batch, fake: Tensor) -> Features:
+        """Outputs for fake and real images, from one pass over both: the fake ones come first."""
+        return self.nets["D"](batch["semantics"], torch.cat([fake, batch["image"]]))
+
     def discriminate(self, batch: Batch, fake: Tensor) -> tuple[Features, Features]:
-        """Outputs for fake and real images, from one pass over both."""
-        outputs = self.nets["D"](batch["semantics"], torch.cat([fake, batch["image"]]))
-        n = len(fake)
+        """Outputs for fake and for real images."""
+        outputs, n = self.judge(batch, fake), len(fake)
         return [[x[:n] for x in scale] for scale in outputs], [[x[n:] for x in scale] for scale in outputs]
 
     def adversarial(self, outputs: Features, real: bool, generator: bool = False) -> Tensor:
@@ -326,10 +329,11 @@ class System(_system.System):
             z, mu, logvar = self.encode(batch["image"])
             terms["KLD"] = self.config.lambda_kld * kl_divergence(mu, logvar)
         fake = self.nets["G"](batch["semantics"], z)
-        on_fake, on_real = self.discriminate(batch, fake)
+        outputs = self.judge(batch, fake)
+        on_fake = [[scale[-1][: len(fake)]] for scale in outputs]
         terms["GAN"] = self.adversarial(on_fake, real=True, generator=True)
         if self.config.lambda_feat:
-            terms["GAN_Feat"] = self.config.lambda_feat * feature_matching(on_fake, on_real)
+            terms["GAN_Feat"] = self.config.lambda_feat * feature_matching(outputs)
         if "VGG" in self.fixed:
             terms["VGG"] = self.config.lambda_vgg * perceptual(self.fixed["VGG"], fake, batch["image"])
         return terms

@@ -1,6 +1,7 @@
 """Fused ops. Each is a few lines of differentiable PyTorch (the reference) with optional kernels for CPU and CUDA."""
 
 from .conv3x3 import PackedConv3x3, conv3x3
+from .feature_matching import feature_matching
 from .gather_sum import gather_sum
 from .label_patches import label_patches
 from .linear import PackedLinear, linear
@@ -24,6 +25,7 @@ __all__ = [
     "Statistics",
     "batch_statistics",
     "conv3x3",
+    "feature_matching",
     "fixed_statistics",
     "gather_sum",
     "instance_statistics",
