@@ -211,7 +211,7 @@ class Case:
             factor = 20 if name.startswith("traj.") else 10
             return max(least, factor * self.meta["sensitivity"].get(name, 0.0))
         said = self.meta["tolerances"].partition("tol per group:")[2].partition("float64-free")[0]
-        groups = {group: float(value) for group, value in re.findall(r"([a-z.]+) (\d[\d.]*(?:e-\d+)?)", said)}
+        groups = {group: float(value) for group, value in re.findall(r"([a-z.]+) (\d+(?:\.\d+)?(?:e-\d+)?)", said)}
         if known := [group for group in groups if f"{name}.".startswith(f"{group}.")]:
             return max(least, 3 * groups[max(known, key=len)])  # three times that, on another machine
         return max(least, 1e-3 if name.startswith(("grad.", "traj.")) else 1e-4)

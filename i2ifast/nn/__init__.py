@@ -3,7 +3,24 @@
 from .bake import bake
 from .instance import AdaIN, InstanceNormAct
 from .label_conv import label_conv2d
+from .layer import ILN, AdaILN, ConditionalNorm, LayerNorm, minibatch_std
 from .spade import SPADE, SPADEResnetBlock
 from .spectral import spectral_norm
+from .upsample_conv import UpsampleConv2d, upsample_conv2d
 
-__all__ = ["AdaIN", "InstanceNormAct", "SPADE", "SPADEResnetBlock", "bake", "label_conv2d", "spectral_norm"]
+__all__ = [
+    "ILN",
+    "SPADE",
+    "AdaILN",
+    "AdaIN",
+    "ConditionalNorm",
+    "InstanceNormAct",
+    "LayerNorm",
+    "SPADEResnetBlock",
+    "UpsampleConv2d",
+    "bake",
+    "label_conv2d",
+    "minibatch_std",
+    "spectral_norm",
+    "upsample_conv2d",
+]
