@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from golden_recipe import Case
-from golden_unpaired import Found, Names, batch_of, build, first_outputs, run_phases, run_training
+from golden_unpaired import Found, Names, batch_of, build, first_outputs, run_phases, run_training, settled
 
 from i2ifast import models
 
@@ -30,12 +30,8 @@ def forwards(system: models.System, case: Case) -> Found:
     """Both directions with the case's styles, and the layers of each network on the way."""
     batch, found = batch_of(case), {}
     given = {side: case.inputs(f"in.s_{side}")[""] for side in "ab"}
-    prefix = "out.any."
-    nets = {
-        net: {"enc_content": "enc_content.model", "enc_style": "enc_style.model", "dec": "dec.model"}
-        for net in ("gen_a", "gen_b")
-    }
-    paths = {f"{net}.{short}": f"{net}.{path}" for net, parts in nets.items() for short, path in parts.items()}
+    parts = {"enc_content": "enc_content.model", "enc_style": "enc_style.model", "dec": "dec.model"}
+    paths = {f"gen_{side}.{short}": f"gen_{side}.{path}" for side in "ab" for short, path in parts.items()}
     layers = {f"{path}.{i}" for path in paths.values() for i in range(16)}
     with first_outputs(system, "", layers) as outputs:
         for side, other in ("ab", "ba"):
@@ -52,14 +48,18 @@ def forwards(system: models.System, case: Case) -> Found:
             found |= {f"d_{side}_{kind}.{i}": logits for i, logits in enumerate(dis(images))}
     for short, path in paths.items():
         found |= {f"{short}.{i}": outputs[f"{path}.{i}"] for i in range(16) if f"{path}.{i}" in outputs}
-    for net in nets:
-        for i in range(1, 2 * system.config.gen_n_downsample, 2):  # upsampling, which is folded into the convolution
-            found[f"{net}.dec.{i}"] = F.interpolate(found[f"{net}.dec.{i - 1}"], scale_factor=2)
-    return {prefix + name: value for name, value in found.items()}
+    for i in range(1, 2 * system.config.gen_n_downsample, 2):  # upsampling, which is folded into the convolution
+        found |= {
+            f"gen_{side}.dec.{i}": F.interpolate(found[f"gen_{side}.dec.{i - 1}"], scale_factor=2) for side in "ab"
+        }
+    return {f"out.any.{name}": value for name, value in found.items()}
 
 
-def found(case: Case, variant: str, backend: str, folder: Path) -> Found:
-    system = build(case, folder)
+def run(system: models.System, case: Case) -> Found:
     if case.trains:
         return run_training(system, case, 3, NAMES)
     return forwards(system, case) | run_phases(system, case, "train", NAMES)
+
+
+def found(case: Case, variant: str, backend: str, folder: Path) -> Found:
+    return settled(case, lambda seed: run(build(case, folder, seed), case))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from golden_recipe import Case
-from golden_unpaired import Found, Names, batch_of, build, first_outputs, nets_of, run_phases, run_training
+from golden_unpaired import Found, Names, batch_of, build, first_outputs, nets_of, run_phases, run_training, settled
 from torch import Tensor
 
 from i2ifast import models
@@ -43,8 +43,7 @@ def images(system: models.System, batch: models.Batch) -> dict[str, Tensor]:
     return found
 
 
-def found(case: Case, variant: str, backend: str, folder: Path) -> Found:
-    system = build(case, folder)
+def run(system: models.System, case: Case) -> Found:
     if case.trains:
         return run_training(system, case, case.options["iteration"], NAMES)
     with first_outputs(system, "out.eval.", case.names) as outputs:
@@ -55,3 +54,7 @@ def found(case: Case, variant: str, backend: str, folder: Path) -> Found:
         values |= {f"out.train.{net}.{i}": output for i, output in enumerate(judged)}
         values |= {f"post.train.{net}.{key}": buffer for key, buffer in system.nets[net].named_buffers()}
     return values
+
+
+def found(case: Case, variant: str, backend: str, folder: Path) -> Found:
+    return settled(case, lambda seed: run(build(case, folder, seed), case))
