@@ -10,6 +10,12 @@ from i2ifast.nn import UpsampleConv2d, upsample_conv2d
 from i2ifast.nn.upsample_conv import PADDINGS
 
 
+@pytest.fixture(autouse=True)
+def always(monkeypatch):
+    """The small convolution, whether it pays or not."""
+    monkeypatch.setattr("i2ifast.nn.upsample_conv._pays", lambda x, weight: True)
+
+
 class Plain(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(F.interpolate(x, scale_factor=2))
@@ -53,6 +59,15 @@ def test_second_order(padding):
     x, weight = normal(1, 2, 3, 2, dtype=torch.float64), normal(2, 2, 5, 5, seed=1, dtype=torch.float64)
     tensors = [t.requires_grad_() for t in (x, weight)]
     assert torch.autograd.gradgradcheck(lambda x, w: upsample_conv2d(x, w, None, padding), tensors)
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_small_maps_go_the_plain_way(padding, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr("i2ifast.nn.upsample_conv.small_weight", None)
+    ours, plain = pair(5, padding, 3, 4)
+    x = normal(2, 3, 4, 5)
+    assert torch.equal(ours(x), plain(x))
 
 
 def test_errors_name_value_and_limit():

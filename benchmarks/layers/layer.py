@@ -1,5 +1,7 @@
 """Norms over whole samples, and instance norm with its activation."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,44 +38,40 @@ class Original(nn.Module):
         return F.relu(y * gamma + beta)
 
 
-def make_adaptive(shape: Shape, g: torch.Generator) -> Made:
+class Chain(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+def adaptive(shape: Shape, g: torch.Generator) -> Made:
     norm = AdaILN(shape[1], softmax=True, act="relu")
     inputs = {"x": torch.randn(shape, generator=g)}
     inputs |= {name: torch.randn(shape[:2], generator=g) for name in ("gamma", "beta")}
-    plain = Original(norm)
-    functions = {"ours": norm, "plain": plain}
-    return Made(functions, inputs)
+    return Made({"ours": norm, "plain": Original(norm)}, inputs)
 
 
-def made(norm: nn.Module, plain: nn.Module, shape: Shape, g: torch.Generator) -> Made:
-    return Made({"ours": norm, "plain": plain}, {"x": torch.randn(shape, generator=g)})
+def maker(ours: Callable[[int], nn.Module], plain: Callable[[nn.Module, int], nn.Module]) -> Callable[..., Made]:
+    """Of the number of channels: our module, and of that the plain one."""
+
+    def make(shape: Shape, g: torch.Generator) -> Made:
+        norm = ours(shape[1])
+        return Made({"ours": norm, "plain": plain(norm, shape[1])}, {"x": torch.randn(shape, generator=g)})
+
+    return make
 
 
-def make_iln(shape: Shape, g: torch.Generator) -> Made:
-    norm = ILN(shape[1], act="relu")
-    return made(norm, Original(norm), shape, g)
-
-
-def make_layer(shape: Shape, g: torch.Generator) -> Made:
-    norm = LayerNorm(shape[1], act="relu")
-    return made(norm, Original(norm), shape, g)
-
-
-def make_instance(shape: Shape, g: torch.Generator) -> Made:
-    return made(InstanceNormAct(shape[1]), nn.Sequential(nn.InstanceNorm2d(shape[1]), nn.ReLU()), shape, g)
-
-
-def make_group(shape: Shape, g: torch.Generator) -> Made:
-    """Against the fastest norm of PyTorch's own with as many statistics."""
-    return made(InstanceNormAct(shape[1]), nn.Sequential(nn.GroupNorm(32, shape[1]), nn.ReLU()), shape, g)
-
+ILN_ACT = maker(lambda c: ILN(c, act="relu"), lambda norm, c: Original(norm))
+LAYER_ACT = maker(lambda c: LayerNorm(c, act="relu"), lambda norm, c: Original(norm))
+INSTANCE_ACT = maker(InstanceNormAct, lambda norm, c: Chain(nn.InstanceNorm2d(c), nn.ReLU()))
+# The fastest norm of PyTorch's own.
+GROUP_ACT = maker(InstanceNormAct, lambda norm, c: Chain(nn.GroupNorm(min(32, c), c, affine=False), nn.ReLU()))
 
 SHAPES = ((1, 256, 64, 64), (1, 128, 128, 128), (1, 64, 256, 256))
 
 LAYERS = [
-    Layer("ILN", SHAPES, make_iln),
-    Layer("AdaILN", SHAPES[:1], make_adaptive),
-    Layer("LayerNorm", SHAPES[1:], make_layer),
-    Layer("InstanceNormAct", SHAPES, make_instance),
-    Layer("InstanceNormAct against GroupNorm", SHAPES, make_group),
+    Layer("AdaILN", SHAPES[:1], adaptive),
+    Layer("ILN", SHAPES, ILN_ACT),
+    Layer("InstanceNormAct", SHAPES, INSTANCE_ACT),
+    Layer("InstanceNormAct against GroupNorm", SHAPES, GROUP_ACT),
+    Layer("LayerNorm", SHAPES[1:], LAYER_ACT),
 ]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i2ifast.nn import AdaILN, InstanceNormAct, spectral_norm
+from i2ifast.nn.conv import Conv2d
 
 from .spade import load_strictly
 
@@ -22,7 +23,7 @@ def numbered(layers: dict[int, nn.Module]) -> nn.Sequential:
 def reflecting(fin: int, fout: int, kernel: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
     """A convolution with reflection padding that keeps the size, or divides it by the stride."""
     padding = (kernel - 1) // 2
-    return nn.Conv2d(fin, fout, kernel, stride, padding, bias=bias, padding_mode="reflect")
+    return Conv2d(fin, fout, kernel, stride, padding, bias=bias, padding_mode="reflect")
 
 
 class ResnetBlock(nn.Module):

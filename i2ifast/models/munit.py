@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from i2ifast.nn import InstanceNormAct, LayerNorm, UpsampleConv2d
+from i2ifast.nn.conv import Conv2d
 from i2ifast.ops import instance_statistics, modulate_style
 
 from . import _system
@@ -130,7 +131,7 @@ class Conv2dBlock(nn.Module):
         upsample: bool = False,
     ) -> None:
         super().__init__()
-        kind = UpsampleConv2d if upsample else nn.Conv2d
+        kind = UpsampleConv2d if upsample else Conv2d
         self.conv = kind(fin, fout, kernel, stride, (kernel - 1) // 2, padding_mode=PADDINGS[pad])
         norms = {"in": InstanceNormAct, "adain": AdaptiveInstanceNorm, "ln": LayerNorm}
         self.norm = None if norm == "none" else norms[norm](fout, act=act)
