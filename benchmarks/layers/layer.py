@@ -18,7 +18,7 @@ class Original(nn.Module):
         super().__init__()
         self.norm = norm
 
-    def forward(self, x: Tensor, *vectors: Tensor) -> Tensor:
+    def forward(self, x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None) -> Tensor:
         norm = self.norm
         if isinstance(norm, LayerNorm):
             rows = x.reshape(x.size(0), -1)
@@ -34,8 +34,9 @@ class Original(nn.Module):
             y = sum(r[..., None, None] * part for r, part in zip(rho, (of_instance, of_layer), strict=True))
         else:
             y = norm.rho * of_instance + (1 - norm.rho) * of_layer
-        gamma, beta = (v[..., None, None] for v in vectors) if vectors else (norm.gamma, norm.beta)
-        return F.relu(y * gamma + beta)
+        if gamma is None:
+            return F.relu(y * norm.gamma + norm.beta)
+        return F.relu(y * gamma[..., None, None] + beta[..., None, None])
 
 
 class Chain(nn.Sequential):
