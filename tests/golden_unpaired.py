@@ -55,7 +55,7 @@ def build(case: Case, folder: Path, seed: int = 0) -> System:
 
 
 def settled(case: Case, run: Callable[[int], Found]) -> Found:
-    """What `run(0)` finds. If not all of it is as recorded, the case is told how far rounding moves it, by seeds 1 to 4.
+    """What `run(0)` finds. If not all is as recorded, the case is told how far rounding moves it, by seeds 1 to 4.
 
     One activation on the other side of its kink changes the gradients of all that is in front of it, and a gradient
     near zero is, to Adam, one of either sign.

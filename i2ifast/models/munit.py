@@ -6,21 +6,22 @@ Huang, Liu, Belongie, Kautz. Multimodal Unsupervised Image-to-Image Translation.
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from i2ifast.nn import InstanceNormAct, LayerNorm, UpsampleConv2d
 from i2ifast.nn.conv import Conv2d
+from i2ifast.nn.instance import instance_norm_act
 from i2ifast.ops import instance_statistics, modulate_style
 
 from . import _system
 from ._blocks import numbered
-from ._losses import cross_entropy, least_squares
+from ._losses import VGG16, cross_entropy, least_squares
 from ._system import Adam, Batch, Phase
 from .spade import load_strictly, pad_to
 
@@ -115,8 +116,14 @@ class AdaptiveInstanceNorm(nn.Module):
         return modulate_style(x, style.roll(x.size(1), 1), instance_statistics(x), self.act)
 
 
+def activated(x: Tensor, act: str | float) -> Tensor:
+    if act == "tanh":
+        return torch.tanh(x)
+    return F.relu(x) if act == "relu" else F.leaky_relu(x, act)
+
+
 class Conv2dBlock(nn.Module):
-    """act(norm(conv(x))), of x upsampled x2 by nearest with `upsample`; an adaptive norm takes its style from outside."""
+    """act(norm(conv(x))), with `upsample` of x upsampled x2 by nearest; an adaptive norm is given its style."""
 
     def __init__(
         self,
@@ -139,11 +146,7 @@ class Conv2dBlock(nn.Module):
 
     def forward(self, x: Tensor, *style: Tensor) -> Tensor:
         x = self.conv(x)
-        if self.norm is not None:
-            return self.norm(x, *style)
-        if self.act == "tanh":
-            return torch.tanh(x)
-        return x if self.act == "none" else F.leaky_relu(x, 0.0 if self.act == "relu" else self.act)
+        return activated(x, self.act) if self.norm is None else self.norm(x, *style)
 
 
 class ResBlock(nn.Module):
@@ -224,24 +227,19 @@ class Decoder(nn.Module):
         return content
 
 
-class LinearBlock(nn.Module):
-    def __init__(self, fin: int, fout: int, act: str | float) -> None:
-        super().__init__()
-        self.fc, self.act = nn.Linear(fin, fout), act
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.fc(x)
-        return x if self.act == "none" else F.leaky_relu(x, 0.0 if self.act == "relu" else self.act)
-
-
 class MLP(nn.Module):
     def __init__(self, fin: int, fout: int, hidden: int, act: str | float) -> None:
         super().__init__()
-        blocks = LinearBlock(fin, hidden, act), LinearBlock(hidden, hidden, act), LinearBlock(hidden, fout, "none")
-        self.model = nn.Sequential(*blocks)
+        widths = fin, hidden, hidden, fout
+        self.model = nn.ModuleList(nn.ModuleDict({"fc": nn.Linear(a, b)}) for a, b in pairwise(widths))
+        self.act = act
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model(x.flatten(1))
+        *hidden, last = (block["fc"] for block in self.model)
+        x = x.flatten(1)
+        for layer in hidden:
+            x = activated(layer(x), self.act)
+        return last(x)
 
 
 class AdaINGen(nn.Module):
@@ -274,7 +272,7 @@ class MsImageDis(nn.Module):
     def _single(config: Config, channels: int) -> nn.Sequential:
         widths = [channels, *(config.dis_dim << i for i in range(config.dis_n_layer))]
         options = {"pad": config.dis_pad_type, "act": 0.2}
-        blocks = [Conv2dBlock(fin, fout, 4, 2, **options) for fin, fout in zip(widths, widths[1:], strict=False)]
+        blocks = [Conv2dBlock(fin, fout, 4, 2, **options) for fin, fout in pairwise(widths)]
         return nn.Sequential(*blocks, nn.Conv2d(widths[-1], 1, 1))
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -283,40 +281,6 @@ class MsImageDis(nn.Module):
             images = F.avg_pool2d(images, 3, 2, 1, count_include_pad=False) if i else images
             outputs.append(net(images))
         return outputs
-
-
-class VGG16(nn.Module):
-    """relu5_3 of VGG16 for images in [-1, 1], frozen, without the pooling in front of conv5_1, as the original has it.
-
-    path: the state dict of torchvision's vgg16 (`features.<layer>.weight`, ...) or one with this module's own keys, as
-    .safetensors or a torch file. Widths are those of the file; its first convolution takes BGR in 0..255 minus MEAN.
-    """
-
-    BLOCKS = {1: (0, 2), 2: (5, 7), 3: (10, 12, 14), 4: (17, 19, 21), 5: (24, 26, 28)}  # torchvision's numbers
-    MEAN = (103.939, 116.779, 123.680)
-
-    def __init__(self, path: str | Path) -> None:
-        super().__init__()
-        path = Path(path)
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-        for block, layers in self.BLOCKS.items():
-            for i, layer in enumerate(layers, 1):
-                name = f"conv{block}_{i}"
-                key = name if f"{name}.weight" in state else f"features.{layer}"
-                if f"{key}.weight" not in state:
-                    raise ValueError(f"{path} is no VGG16: no layer {name} or features.{layer}")
-                weight = state[f"{key}.weight"]
-                conv = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1)
-                conv.load_state_dict({"weight": weight, "bias": state[f"{key}.bias"]})
-                self.add_module(name, conv)
-        self.requires_grad_(False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = (images.flip(1) + 1) * 127.5 - images.new_tensor(self.MEAN).view(1, 3, 1, 1)
-        for name, conv in self.named_children():
-            x = F.max_pool2d(x, 2) if name in ("conv2_1", "conv3_1", "conv4_1") else x
-            x = F.relu(conv(x))
-        return x
 
 
 class System(_system.System):
@@ -384,23 +348,22 @@ class System(_system.System):
 
     def generator_loss(self, batch: Batch) -> dict[str, Tensor]:
         config, gens = self.config, (self.nets["gen_a"], self.nets["gen_b"])
-        s = self.styles(batch["a"])
-        x = batch["a"], batch["b"]
+        x, drawn = (batch["a"], batch["b"]), self.styles(batch["a"])
         encoded = [gen.encode(images) for gen, images in zip(gens, x, strict=True)]
         terms = {}
-        for side, (own, other) in {"a": (0, 1), "b": (1, 0)}.items():
-            (content, style), (foreign, _) = encoded[own], encoded[other]
-            fake = gens[own].decode(foreign, s[own])
-            again, style_again = gens[own].encode(fake)
+        for own, other in ((0, 1), (1, 0)):
+            side, across = "ab"[own], "ab"[other]
+            (content, style), (foreign, foreign_style) = encoded[own], encoded[other]
+            fake = gens[own].decode(foreign, drawn[own])
+            content_again, style_again = gens[own].encode(fake)
             logits = self.nets[f"dis_{side}"](fake)
             terms[f"gen_adv_{side}"] = config.gan_w * sum(self.gan(scale, True) for scale in logits)
             terms[f"gen_recon_x_{side}"] = config.recon_x_w * F.l1_loss(gens[own].decode(content, style), x[own])
-            terms[f"gen_recon_s_{side}"] = config.recon_s_w * F.l1_loss(style_again, s[own])
-            names = {"a": "b", "b": "a"}[side]
-            terms[f"gen_recon_c_{names}"] = config.recon_c_w * F.l1_loss(again, foreign)
+            terms[f"gen_recon_s_{side}"] = config.recon_s_w * F.l1_loss(style_again, drawn[own])
+            terms[f"gen_recon_c_{across}"] = config.recon_c_w * F.l1_loss(content_again, foreign)
             if config.recon_x_cyc_w:
-                cycled = gens[other].decode(again, encoded[other][1])
-                terms[f"gen_cycrecon_x_{names}"] = config.recon_x_cyc_w * F.l1_loss(cycled, x[other])
+                cycled = gens[other].decode(content_again, foreign_style)
+                terms[f"gen_cycrecon_x_{across}"] = config.recon_x_cyc_w * F.l1_loss(cycled, x[other])
             if "VGG" in self.fixed:
                 terms[f"gen_vgg_{side}"] = config.vgg_w * self.perceptual(fake, x[other])
         return terms
@@ -408,7 +371,7 @@ class System(_system.System):
     def perceptual(self, fake: Tensor, real: Tensor) -> Tensor:
         """Mean squared difference of VGG features after instance norm."""
         vgg = self.fixed["VGG"]
-        return F.mse_loss(F.instance_norm(vgg(fake)), F.instance_norm(vgg(real)))
+        return F.mse_loss(instance_norm_act(vgg(fake)), instance_norm_act(vgg(real)))
 
     @torch.no_grad()
     def translate(self, batch: Batch) -> dict[str, Tensor]:
@@ -420,7 +383,7 @@ class System(_system.System):
         return {"fake": gen_b.decode(content, style)[..., :h, :w]}
 
     def load_original(self, path: str | Path) -> None:
-        """Load the newest gen_<iteration>.pt and dis_<iteration>.pt of a folder (dis may be absent), or one such file."""
+        """Load the newest gen_<iteration>.pt and dis_<iteration>.pt (may be absent) of a folder, or one such file."""
         path = Path(path)
         files = [max(path.glob(f"{kind}_*.pt"), default=None) for kind in ("gen", "dis")] if path.is_dir() else [path]
         if files[0] is None:

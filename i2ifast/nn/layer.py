@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import modulate_mixed, modulate_style
+from ..ops._op import accumulation_dtype
 from ._norm import statistics_of
 
 
@@ -12,17 +13,17 @@ class AdaILN(nn.Module):
 
     instance(x) is normalised over planes, layer(x) over samples, both by the unbiased variance. rho [1,C,1,1] is taken
     as it is: keep it in [0, 1] by `clip_rho` after every step of an optimizer. With `softmax`, of NICE-GAN, rho
-    [1,C,2] becomes the two weights by a softmax instead. `init`: rho, or its two values, at the start.
+    [1,C,2] becomes the two weights by a softmax instead.
     Kim et al., U-GAT-IT, ICLR 2020; Chen et al., Reusing Discriminators for Encoding, CVPR 2020.
     """
 
-    INIT = (0.9, (3.2, 1.0))
+    INIT = (0.9, (3.2, 1.0))  # rho without and with softmax
 
     def __init__(self, num_features: int, eps: float = 1e-5, softmax: bool = False, act: str | float = "none") -> None:
         super().__init__()
         self.eps, self.softmax, self.act = eps, softmax, act
         self.rho = nn.Parameter(torch.empty((1, num_features, 2) if softmax else (1, num_features, 1, 1)))
-        self.reset_parameters()
+        AdaILN.reset_parameters(self)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -51,6 +52,11 @@ class ILN(AdaILN):
         super().__init__(num_features, eps, softmax, act)
         self.gamma = nn.Parameter(torch.ones(1, num_features, 1, 1))
         self.beta = nn.Parameter(torch.zeros(1, num_features, 1, 1))
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.ones_(self.gamma)
+        nn.init.zeros_(self.beta)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x, self.gamma.flatten(), self.beta.flatten())
@@ -111,7 +117,7 @@ def minibatch_std(x: Tensor, group_size: int = 4, channels: int = 1, eps: float 
     size = min(group_size, n)
     if n % size or c % channels:
         raise ValueError(f"{n} samples of {c} channels: expected multiples of group_size {size} and of {channels}")
-    groups = x.float().reshape(size, -1, channels, c // channels, h, w)
+    groups = x.to(accumulation_dtype(x)).reshape(size, -1, channels, c // channels, h, w)
     deviation = (groups.var(0, correction=0) + eps).sqrt().mean((2, 3, 4))  # [N / size, channels]
     more = deviation.to(x.dtype)[..., None, None].repeat(size, 1, h, w)
     return torch.cat([x, more], 1)
