@@ -35,17 +35,6 @@ void rows(const Moments& p, int64_t begin, int64_t end) {
   }
 }
 
-typedef float vec __attribute__((vector_size(kLanes * 4), aligned(4)));
-typedef uint16_t halves __attribute__((vector_size(kLanes * 2), aligned(2)));
-typedef uint32_t words __attribute__((vector_size(kLanes * 4)));
-
-// By reference: how a vector is returned depends on the instruction set.
-inline void load_lanes(const float* p, vec& v) { v = *reinterpret_cast<const vec*>(p); }
-inline void load_lanes(const bf16* p, vec& v) {
-  words bits = __builtin_convertvector(*reinterpret_cast<const halves*>(p), words) << 16;
-  std::memcpy(&v, &bits, sizeof(v));
-}
-
 inline double add(const vec* sums, int64_t count) {
   float lanes[kLanes];
   double sum = 0;

@@ -25,12 +25,17 @@ class Plain(nn.Module):
         return F.conv2d(F.pad(x, (conv.padding[0],) * 4, "reflect"), conv.weight, conv.bias)
 
 
+class Only(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
 def maker(kind: type[nn.Conv2d], kernel: int) -> Callable[..., Made]:
     def make(shape: Shape, g: torch.Generator) -> Made:
         fin = shape[1]
         fout = fin // 2 if kind is UpsampleConv2d else fin
         conv = kind(fin, fout, kernel, padding=kernel // 2, padding_mode="reflect")
-        return Made({"ours": conv, "plain": Plain(conv)}, {"x": torch.randn(shape, generator=g)})
+        return Made({"ours": Only(conv), "plain": Plain(conv)}, {"x": torch.randn(shape, generator=g)})
 
     return make
 
