@@ -58,36 +58,96 @@ void rows_sums_dense(const Modulate& p, int64_t begin, int64_t end) {
   }
 }
 
+// Channels, by vectors, whose parameters stay in registers for kRun pixels: few enough that memory is still read in order.
+constexpr int64_t kWide = 2, kStep = kWide * kLanes, kRun = 16;
+
+struct Wide {
+  vec mean[kWide], rstd[kWide], scale[kWide], shift[kWide];
+  Wide(const float* at_mean, const float* at_rstd, const float* at_scale, const float* at_shift) {
+    for (int64_t i = 0; i < kWide; ++i) {
+      load_lanes(at_mean + i * kLanes, mean[i]), load_lanes(at_rstd + i * kLanes, rstd[i]);
+      load_lanes(at_scale + i * kLanes, scale[i]), load_lanes(at_shift + i * kLanes, shift[i]);
+    }
+  }
+  template <class T>
+  void gradient(const T* x, const T* dy, int64_t i, float slope, vec& xhat, vec& dz) const {
+    load_lanes(x + i * kLanes, xhat), load_lanes(dy + i * kLanes, dz);
+    xhat = (xhat - mean[i]) * rstd[i];
+    dz = xhat * scale[i] + shift[i] > 0 ? dz : dz * slope;
+  }
+};
+
 template <class T>
 void rows_sums_style(const Modulate& p, int64_t begin, int64_t end) {
   for (int64_t item = begin; item < end; ++item) {
     Piece<T, float> s(p, item);
+    const float *mean = p.mean + s.group * p.c, *rstd = p.rstd + s.group * p.c, *scale = s.gamma_beta, *shift = scale + p.c;
     float *sum_dz = p.partial + item * p.c, *sum_dzx = sum_dz + p.n * p.pieces * p.c;
     std::memset(sum_dz, 0, p.c * sizeof(float));
     std::memset(sum_dzx, 0, p.c * sizeof(float));
-    for (int64_t i = 0; i < s.count; ++i)
-      row_accumulate<0>(static_cast<const T*>(p.dy) + (s.first + i) * p.c, static_cast<const T*>(p.x) + (s.first + i) * p.c,
-                        p.mean + s.group * p.c, p.rstd + s.group * p.c, s.gamma_beta, s.gamma_beta + p.c, sum_dzx, sum_dz, p.c, p.slope);
+    for (int64_t first = 0; first < s.count; first += kRun) {
+      int64_t count = s.count - first < kRun ? s.count - first : kRun, start = (s.first + first) * p.c, c = 0;
+      const T *x = static_cast<const T*>(p.x) + start, *dy = static_cast<const T*>(p.dy) + start;
+      for (; c + kStep <= p.c; c += kStep) {
+        const Wide wide(mean + c, rstd + c, scale + c, shift + c);
+        vec sum[kWide], sum_x[kWide], xhat, dz;
+        for (int64_t i = 0; i < kWide; ++i) load_lanes(sum_dz + c + i * kLanes, sum[i]), load_lanes(sum_dzx + c + i * kLanes, sum_x[i]);
+        for (int64_t at = c; at < count * p.c; at += p.c)
+          for (int64_t i = 0; i < kWide; ++i) {
+            wide.gradient(x + at, dy + at, i, p.slope, xhat, dz);
+            sum[i] += dz;
+            sum_x[i] += dz * xhat;
+          }
+        for (int64_t i = 0; i < kWide; ++i) store_lanes(sum_dz + c + i * kLanes, sum[i]), store_lanes(sum_dzx + c + i * kLanes, sum_x[i]);
+      }
+      for (int64_t at = c; at < count * p.c && c < p.c; at += p.c)
+        row_accumulate<0>(dy + at, x + at, mean + c, rstd + c, scale + c, shift + c, sum_dzx + c, sum_dz + c, p.c - c, p.slope);
+    }
   }
 }
 
-template <int Base, class T, class M>
-void rows_dx(const Modulate& p, int64_t begin, int64_t end) {
+template <class T>
+void rows_dx_dense(const Modulate& p, int64_t begin, int64_t end) {
   int64_t groups = p.per_sample ? p.n : 1;
   float g[kBlock];
   for (int64_t item = begin; item < end; ++item) {
-    Piece<T, M> s(p, item);
+    Piece<T, T> s(p, item);
     const float *mean = p.mean + s.group * p.c, *rstd = p.rstd + s.group * p.c, *mean_g = p.means + s.group * p.c,
                 *mean_gx = mean_g + groups * p.c;
     for (int64_t i = 0; i < s.count; ++i)
       for (int64_t c = 0; c < p.c; c += kBlock) {
         int64_t n = p.c - c < kBlock ? p.c - c : kBlock, at = (s.first + i) * p.c + c;
         const T* x = static_cast<const T*>(p.x) + at;
-        const M* gamma = s.gamma_beta + i * s.step + c;
+        const T* gamma = s.gamma_beta + i * s.step + c;
         std::memset(g, 0, sizeof(g));
-        row_gradient<Base>(static_cast<const T*>(p.dy) + at, x, mean + c, rstd + c, gamma, gamma + p.c, g, n, p.slope);
+        row_gradient<1>(static_cast<const T*>(p.dy) + at, x, mean + c, rstd + c, gamma, gamma + p.c, g, n, p.slope);
         row_dx(g, x, mean + c, rstd + c, mean_g + c, mean_gx + c, static_cast<T*>(p.dx) + at, n);
       }
+  }
+}
+
+// A row at once: blocks of channels, whose stores are followed by loads at a distance of 4096 bytes, take twice as long.
+template <class T>
+void row_dx_style(const T* __restrict dy, const T* __restrict x, const float* __restrict mean, const float* __restrict rstd,
+                  const float* __restrict scale, const float* __restrict shift, const float* __restrict mean_g,
+                  const float* __restrict mean_gx, T* __restrict dx, int64_t n, float slope) {
+  for (int64_t c = 0; c < n; ++c) {
+    float xhat = (load(x[c]) - mean[c]) * rstd[c];
+    float dz = xhat * scale[c] + shift[c] > 0 ? load(dy[c]) : load(dy[c]) * slope;
+    store(dx + c, rstd[c] * (dz * scale[c] - mean_g[c] - xhat * mean_gx[c]));
+  }
+}
+
+template <class T>
+void rows_dx_style(const Modulate& p, int64_t begin, int64_t end) {
+  int64_t groups = p.per_sample ? p.n : 1;
+  for (int64_t item = begin; item < end; ++item) {
+    Piece<T, float> s(p, item);
+    const float *mean_g = p.means + s.group * p.c, *mean_gx = mean_g + groups * p.c;
+    for (int64_t i = s.first; i < s.first + s.count; ++i)
+      row_dx_style(static_cast<const T*>(p.dy) + i * p.c, static_cast<const T*>(p.x) + i * p.c, p.mean + s.group * p.c,
+                   p.rstd + s.group * p.c, s.gamma_beta, s.gamma_beta + p.c, mean_g, mean_gx, static_cast<T*>(p.dx) + i * p.c, p.c,
+                   p.slope);
   }
 }
 
@@ -203,9 +263,9 @@ void modulate_sums(const Modulate& p, int64_t begin, int64_t end) {
 void modulate_dx(const Modulate& p, int64_t begin, int64_t end) {
   bool f32 = p.dtype == DType::f32;
   if (p.channels_last && p.dense)
-    f32 ? rows_dx<1, float, float>(p, begin, end) : rows_dx<1, bf16, bf16>(p, begin, end);
+    f32 ? rows_dx_dense<float>(p, begin, end) : rows_dx_dense<bf16>(p, begin, end);
   else if (p.channels_last)
-    f32 ? rows_dx<0, float, float>(p, begin, end) : rows_dx<0, bf16, float>(p, begin, end);
+    f32 ? rows_dx_style<float>(p, begin, end) : rows_dx_style<bf16>(p, begin, end);
   else if (p.dense)
     f32 ? planes_dx<float, true>(p, begin, end) : planes_dx<bf16, true>(p, begin, end);
   else

@@ -35,26 +35,46 @@ void rows(const Moments& p, int64_t begin, int64_t end) {
   }
 }
 
+inline double add(const vec* sums, int64_t count) {
+  float lanes[kLanes];
+  double sum = 0;
+  for (int64_t i = 0; i < count; ++i) std::memcpy(lanes, sums + i, sizeof(lanes)), sum += add_lanes(lanes);
+  return sum;
+}
+
+constexpr int64_t kChains = 4;  // vectors summed side by side, so that one addition need not wait for the last
+
 // A run of a plane, at most kMomentsPixels * 32 values.
 template <class T>
 void run(const T* x, int64_t count, double* mean, double* m2) {
-  float guess = load(x[0]), sums[kLanes] = {}, rest[kLanes] = {}, squares[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes)
-    for (int64_t l = 0; l < kLanes; ++l) sums[l] += load(x[i + l]) - guess;
-  for (; i < count; ++i) sums[i % kLanes] += load(x[i]) - guess;
-  float centre = static_cast<float>(guess + add_lanes(sums) / count);
-  auto one = [&](int64_t at, int64_t lane) {
-    float d = load(x[at]) - centre;
-    rest[lane] += d;
-    squares[lane] += d * d;
-  };
-  for (i = 0; i + kLanes <= count; i += kLanes)
-    for (int64_t l = 0; l < kLanes; ++l) one(i + l, l);
-  for (; i < count; ++i) one(i, i % kLanes);
-  double left = add_lanes(rest);
+  constexpr int64_t kStep = kChains * kLanes;
+  float guess = load(x[0]);
+  vec sums[kChains] = {}, rest[kChains] = {}, squares[kChains] = {};
+  int64_t whole = count / kStep * kStep;
+  for (int64_t i = 0; i < whole; i += kStep)
+    for (int64_t j = 0; j < kChains; ++j) {
+      vec v;
+      load_lanes(x + i + j * kLanes, v);
+      sums[j] += v - guess;
+    }
+  double total = add(sums, kChains);
+  for (int64_t i = whole; i < count; ++i) total += load(x[i]) - guess;
+  float centre = static_cast<float>(guess + total / count);
+  for (int64_t i = 0; i < whole; i += kStep)
+    for (int64_t j = 0; j < kChains; ++j) {
+      vec d;
+      load_lanes(x + i + j * kLanes, d);
+      d -= centre;
+      rest[j] += d;
+      squares[j] += d * d;
+    }
+  double left = add(rest, kChains), square = add(squares, kChains);
+  for (int64_t i = whole; i < count; ++i) {
+    float d = load(x[i]) - centre;
+    left += d, square += d * d;
+  }
   *mean = centre + left / count;
-  *m2 = add_lanes(squares) - left * left / count;
+  *m2 = square - left * left / count;
 }
 
 template <class T>

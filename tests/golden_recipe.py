@@ -8,7 +8,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod, sqrt
 from pathlib import Path
@@ -138,6 +138,7 @@ class Case:
     """One case file."""
 
     path: Path
+    movement: dict[str, float] = field(default_factory=dict)  # by name: how far rounding moves it here, relatively
 
     @cached_property
     def meta(self) -> dict[str, Any]:
@@ -205,13 +206,15 @@ class Case:
     def tolerance(self, name: str, least: float = 1e-4) -> float:
         """Relative tolerance of what is recorded under `name`: from how much rounding moves it in the original.
 
-        Recordings say that by tensor (`sensitivity`), by group of names, or not at all.
+        Recordings say that by tensor (`sensitivity`), by group of names, or not at all. Where a value lies on a kink,
+        of a relu say, they may not know of it: a driver then finds `movement`.
         """
+        least = max(least, 3 * self.movement.get(name, 0.0))
         if "sensitivity" in self.meta:
             factor = 20 if name.startswith("traj.") else 10
             return max(least, factor * self.meta["sensitivity"].get(name, 0.0))
         said = self.meta["tolerances"].partition("tol per group:")[2].partition("float64-free")[0]
-        groups = {group: float(value) for group, value in re.findall(r"([a-z.]+) (\d[\d.]*(?:e-\d+)?)", said)}
+        groups = {group: float(value) for group, value in re.findall(r"([a-z.]+) (\d+(?:\.\d+)?(?:e-\d+)?)", said)}
         if known := [group for group in groups if f"{name}.".startswith(f"{group}.")]:
             return max(least, 3 * groups[max(known, key=len)])  # three times that, on another machine
         return max(least, 1e-3 if name.startswith(("grad.", "traj.")) else 1e-4)

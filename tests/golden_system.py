@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from golden_recipe import Case
@@ -34,6 +35,11 @@ def build(case: Case, folder: Path) -> System:
         save_file(case.state(net), options[FILES[net]])
     config = models.system(name).Config.from_original(case.options)
     return models.build(name, **vars(replace(config, **options)))
+
+
+def nets_of(name: str, options: dict[str, Any]) -> dict[str, nn.Module]:
+    """The networks of a file of keys."""
+    return dict(models.build(name, **vars(models.system(name).Config.from_original(options))).nets)
 
 
 def networks(system: System) -> dict[str, nn.Module]:

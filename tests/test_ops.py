@@ -223,7 +223,8 @@ def test_nan_stays_in_its_sample(case):
     tensors["x"][1, 3, 2, 2] = float("nan")
     dirty = run(case.ours, tensors)
     for name in ("out0", "dx"):
-        assert torch.equal(clean[name][0], dirty[name][0]) and torch.equal(clean[name][1, :3], dirty[name][1, :3])
+        assert torch.equal(clean[name][0], dirty[name][0])
+        assert "layer" in case.name or torch.equal(clean[name][1, :3], dirty[name][1, :3])
         assert dirty[name][1, 3].isnan().any()
 
 

@@ -1,6 +1,26 @@
-"""The losses of `i2ifast.nn.losses` and the perceptual network that systems share."""
+"""The losses of `i2ifast.nn.losses` and the perceptual networks that systems share."""
 
-from i2ifast.nn.losses import GAN_LOSSES, GANLoss, feature_matching, kl_divergence, perceptual
-from i2ifast.nn.vgg import VGG19
+from i2ifast.nn.losses import (
+    GAN_LOSSES,
+    GANLoss,
+    cross_entropy,
+    feature_matching,
+    hinge,
+    kl_divergence,
+    least_squares,
+    perceptual,
+)
+from i2ifast.nn.vgg import VGG16, VGG19
 
-__all__ = ["GAN_LOSSES", "GANLoss", "VGG19", "feature_matching", "kl_divergence", "perceptual"]
+__all__ = [
+    "GAN_LOSSES",
+    "VGG16",
+    "VGG19",
+    "GANLoss",
+    "cross_entropy",
+    "feature_matching",
+    "hinge",
+    "kl_divergence",
+    "least_squares",
+    "perceptual",
+]

@@ -5,17 +5,26 @@ from .bake import bake
 from .correspondence import SelfAttention
 from .instance import AdaIN, InstanceNormAct
 from .label_conv import label_conv2d
+from .layer import ILN, AdaILN, ConditionalNorm, LayerNorm, minibatch_std
 from .spade import SPADE, SPADEResnetBlock
 from .spectral import spectral_norm
+from .upsample_conv import UpsampleConv2d, upsample_conv2d
 
 __all__ = [
+    "AdaILN",
     "AdaIN",
+    "ConditionalNorm",
+    "ILN",
     "InstanceNormAct",
+    "LayerNorm",
     "SPADE",
     "SPADEResnetBlock",
     "SelfAttention",
+    "UpsampleConv2d",
     "bake",
     "label_conv2d",
     "losses",
+    "minibatch_std",
     "spectral_norm",
+    "upsample_conv2d",
 ]

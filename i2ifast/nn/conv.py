@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor, nn
 
-from ..ops import conv3x3
+from ..ops.conv3x3 import PADDINGS, conv3x3
 
 
 def is_3x3(conv: nn.Conv2d) -> bool:
-    """Whether it is what ops.conv3x3 computes: stride 1, zero padding 1, no dilation, one group."""
+    """Whether it is what ops.conv3x3 computes: stride 1, padding 1 of a kind it knows, no dilation, one group."""
     shape = conv.kernel_size, conv.stride, conv.padding, conv.dilation
-    return shape == ((3, 3), (1, 1), (1, 1), (1, 1)) and conv.groups == 1 and conv.padding_mode == "zeros"
+    return shape == ((3, 3), (1, 1), (1, 1), (1, 1)) and conv.groups == 1 and conv.padding_mode in PADDINGS
 
 
 class Conv2d(nn.Conv2d):
@@ -19,4 +19,4 @@ class Conv2d(nn.Conv2d):
         # Autocast, and what comes without a batch, are torch's to handle.
         if x.dim() != 4 or x.dtype is not weight.dtype or torch.is_autocast_enabled(x.device.type) or not is_3x3(self):
             return nn.Conv2d._conv_forward(self, x, weight, bias)
-        return conv3x3(x, weight, bias)
+        return conv3x3(x, weight, bias, self.padding_mode)

@@ -131,3 +131,36 @@ class VGG19(nn.Module):
             images = layers(images)
             features.append(images)
         return features
+
+
+class VGG16(nn.Module):
+    """relu5_3 of VGG16 for images in [-1, 1], frozen, without the pooling in front of conv5_1, as MUNIT uses it.
+
+    path: the state dict of torchvision's vgg16 (`features.<layer>.weight`, ...) or one with this module's own keys, as
+    .safetensors or a torch file. Widths are those of the file; its first convolution takes BGR in 0..255 minus MEAN.
+    """
+
+    BLOCKS = {1: (0, 2), 2: (5, 7), 3: (10, 12, 14), 4: (17, 19, 21), 5: (24, 26, 28)}  # torchvision's numbers
+    MEAN = (103.939, 116.779, 123.680)
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
+        state = read_state(path)
+        for block, layers in self.BLOCKS.items():
+            for i, layer in enumerate(layers, 1):
+                name = f"conv{block}_{i}"
+                key = name if f"{name}.weight" in state else f"features.{layer}"
+                if f"{key}.weight" not in state:
+                    raise ValueError(f"{path} is no VGG16: no layer {name} or features.{layer}")
+                weight = state[f"{key}.weight"]
+                conv = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1)
+                conv.load_state_dict({"weight": weight, "bias": state[f"{key}.bias"]})
+                self.add_module(name, conv)
+        self.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = (images.flip(1) + 1) * 127.5 - images.new_tensor(self.MEAN).view(1, 3, 1, 1)
+        for name, conv in self.named_children():
+            x = F.max_pool2d(x, 2) if name in ("conv2_1", "conv3_1", "conv4_1") else x
+            x = F.relu(conv(x))
+        return x

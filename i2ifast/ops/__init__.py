@@ -6,6 +6,7 @@ from .gather_sum import gather_sum
 from .label_patches import label_patches
 from .linear import PackedLinear, linear
 from .modulate import modulate
+from .modulate_mixed import modulate_mixed
 from .modulate_style import modulate_style
 from .modulate_table import Segments, modulate_table
 from .moments import (
@@ -32,6 +33,7 @@ __all__ = [
     "label_patches",
     "linear",
     "modulate",
+    "modulate_mixed",
     "modulate_style",
     "modulate_table",
     "moments",

@@ -44,7 +44,7 @@ def reference_dx(dy, x, style, mean, rstd, means, slope) -> Tensor:
     return m.normalise_gradient(g, xhat, rstd, means).to(x.dtype)
 
 
-def _forward(x, style, mean, rstd, of_x, slope, group):
+def apply_style(x, style, mean, rstd, slope) -> Tensor:
     layout = memory_format(x)
     backend = _backend.choose("modulate_style", "modulate_style", x)
     if backend == "reference" or x.numel() == 0:
@@ -55,27 +55,44 @@ def _forward(x, style, mean, rstd, of_x, slope, group):
     return y
 
 
-def _backward(dy, x, style, mean, rstd, of_x, slope, group):
+def style_sums(dy, x, style, mean, rstd, slope) -> Tensor:
+    """The gradient of style [N, 2C]: sums over each plane of dz * xhat and of dz."""
+    layout = memory_format(x)
+    backend = _backend.choose("modulate_style", "modulate_style_sums", x)
+    if backend == "reference" or x.numel() == 0:
+        return reference_dstyle(dy, x, style, mean, rstd, slope)
+    dy, x, style = dy.contiguous(memory_format=layout), x.contiguous(memory_format=layout), style.contiguous()
+    dstyle = torch.empty_like(style)
+    _backend.kernel(backend, "modulate_style", "modulate_style_sums")(dy, x, style, mean, rstd, slope, dstyle)
+    return dstyle
+
+
+def style_dx(dy, x, style, mean, rstd, means, slope) -> Tensor:
+    """rstd * (g - means[0] - xhat * means[1]) with g = dz * scale."""
     layout = memory_format(x)
     backend = _backend.choose("modulate_style", "modulate_style_dx", x)
-    reference = backend == "reference" or x.numel() == 0
-    if reference:
-        dstyle = reference_dstyle(dy, x, style, mean, rstd, slope)
-    else:
-        dy, x, style = dy.contiguous(memory_format=layout), x.contiguous(memory_format=layout), style.contiguous()
-        dstyle = torch.empty_like(style)
-        _backend.kernel(backend, "modulate_style", "modulate_style_sums")(dy, x, style, mean, rstd, slope, dstyle)
+    if backend == "reference" or x.numel() == 0:
+        return reference_dx(dy, x, style, mean, rstd, means, slope).contiguous(memory_format=layout)
+    dy, x, style = dy.contiguous(memory_format=layout), x.contiguous(memory_format=layout), style.contiguous()
+    dx = torch.empty_like(x)
+    _backend.kernel(backend, "modulate_style", "modulate_style_dx")(dy, x, style, mean, rstd, means, slope, dx)
+    return dx
+
+
+def _forward(x, style, mean, rstd, of_x, slope, group):
+    return apply_style(x, style, mean, rstd, slope)
+
+
+def _backward(dy, x, style, mean, rstd, of_x, slope, group):
+    dy = dy.contiguous(memory_format=memory_format(x))
+    dstyle = style_sums(dy, x, style, mean, rstd, slope)
     # g = dz * scale, so its sums are those of dz times scale, per sample.
     scale = style.chunk(2, 1)[0].to(dstyle.dtype)
     sum_gx, sum_g = (scale * d for d in dstyle.chunk(2, 1))
     sums = torch.stack([sum_g, sum_gx])
     sums = sums.sum(1, keepdim=True) if mean.size(0) == 1 else sums
     means = m.mean_of_sums(sums.to(mean.dtype), x, of_x, group)
-    if reference:
-        return reference_dx(dy, x, style, mean, rstd, means, slope).contiguous(memory_format=layout), dstyle
-    dx = torch.empty_like(x)
-    _backend.kernel(backend, "modulate_style", "modulate_style_dx")(dy, x, style, mean, rstd, means, slope, dx)
-    return dx, dstyle
+    return style_dx(dy, x, style, mean, rstd, means, slope), dstyle
 
 
 def _backward_fake(dy, x, style, *rest):
