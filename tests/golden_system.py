@@ -59,10 +59,12 @@ def feed_noise(system: System, case: Case, prefix: str) -> Iterator[Tensor]:
 
 
 def prepare(system: System, batch: Batch, dense: bool) -> Batch:
-    """The prepared batch; if `dense`, with a dense label map that requires grad in place of the label plan."""
+    """The prepared batch; if `dense`, with dense maps that require grad, in place of a label plan."""
     batch = system.prepare(batch)
     if dense:
-        batch["semantics"] = batch["semantics"].dense().clone().requires_grad_()
+        semantics = batch["semantics"]
+        batch["semantics"] = (semantics if isinstance(semantics, Tensor) else semantics.dense()).clone().requires_grad_()
+        batch["image"] = batch["image"].clone().requires_grad_()
     return batch
 
 
@@ -118,7 +120,8 @@ def run_phases(system: System, case: Case, dense: bool) -> dict[str, Tensor]:
                     found |= {f"post.{mode}.{name}.{key}": buffer.clone() for key, buffer in net.named_buffers()}
                 semantics = batch["semantics"]
                 found[f"grad.{mode}.in.semantics"] = semantics.grad if dense else None
-                found["mid.input_semantics"] = semantics if dense else semantics.dense()
+                found[f"grad.{mode}.in.real"] = batch["image"].grad
+                found["mid.input_semantics"] = semantics if isinstance(semantics, Tensor) else semantics.dense()
     return found
 
 
