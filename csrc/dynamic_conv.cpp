@@ -13,7 +13,8 @@ DynamicConv params(const Tensor& x, const Tensor& weight, bool last) {
   p.dtype = dtype_of(x), p.channels_last = last;
   p.n = x.size(0), p.c = x.size(1), p.h = x.size(2), p.w = x.size(3);
   p.sample = weight.stride(0), p.channel = weight.stride(1), p.tap = weight.stride(2), p.pixel = weight.stride(4);
-  STD_TORCH_CHECK((last ? p.channel : p.pixel) == 1 && weight.stride(3) == p.w * p.pixel, "weight: not in runs of the layout of x");
+  bool in_runs = last ? p.channel == 1 || p.channel == 9 : p.pixel == 1;
+  STD_TORCH_CHECK(in_runs && weight.stride(3) == p.w * p.pixel, "weight: not in runs of the layout of x");
   return p;
 }
 

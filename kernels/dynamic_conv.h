@@ -6,7 +6,7 @@ namespace i2ifast {
 
 struct DynamicConv {
   DType dtype;
-  bool channels_last;  // then the channels of a weight's tap are adjacent, else its pixels
+  bool channels_last;  // then the weight's channels are 1 or 9 apart, else its pixels are adjacent
   int64_t n, c, h, w;
   int64_t sample, channel, tap, pixel;  // strides of the weight [N, C, 9, HW]
   const void *x, *dy, *weight;

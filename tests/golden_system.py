@@ -111,6 +111,9 @@ def run_phases(system: System, case: Case, dense: bool, seed: int = 0) -> dict[s
         for phase in system.phases:
             first = phase is system.phases[0]
             load(system, case)
+            if mode == "eval" and case.options.get("eval_state") == "after_train":
+                for key, buffer in system.nets.named_buffers():
+                    buffer.copy_(found[f"post.train.{key}"])
             nudge(system.nets, seed)
             system.train(mode == "train").zero_grad()
             noise = feed_noise(system, case, f"noise.{mode}.{phase.name.lower()}.")
