@@ -35,8 +35,8 @@ def _sum(
     ADJOINT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     n, p, c, _ = place(hw, channels, BLOCK_P, BLOCK_P, BLOCK_C)
-    i = p // width
-    j = p % width
+    i = p.to(tl.int32) // width  # a division of 64 bits is a call
+    j = p.to(tl.int32) % width
     ok_p = p < hw
     ok_c = (c < channels)[None, :]
     image = n * hw * channels + c[None, :] * stride_c
@@ -60,8 +60,8 @@ def _dweight(
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     n, p, c, _ = place(hw, channels, BLOCK_P, BLOCK_P, BLOCK_C)
-    i = p // width
-    j = p % width
+    i = p.to(tl.int32) // width
+    j = p.to(tl.int32) % width
     ok = (p < hw)[:, None] & (c < channels)[None, :]
     image = n * hw * channels + c[None, :] * stride_c
     weights = n * w_n + c[None, :] * w_c + p[:, None] * w_p

@@ -59,7 +59,7 @@ void rows(const PositionalNorm& p, const Block<T>& b) {
   int64_t n = p.c;
   for (int64_t i = 0; i < b.count; ++i) {
     const T *__restrict x = b.x + i * b.row, *__restrict gamma = b.gamma + i * b.map_row, *__restrict beta = b.beta + i * b.map_row;
-    float guess = load(x[0]), centre = guess + sum_of(n, [=](int64_t c) { return load(x[c]) - guess; }) / n;
+    float centre = sum_of(n, [=](int64_t c) { return load(x[c]); }) / n;
     float rest = sum_of(n, [=](int64_t c) { return load(x[c]) - centre; });
     float squares = sum_of(n, [=](int64_t c) { return (load(x[c]) - centre) * (load(x[c]) - centre); });
     float offset = rest / n, rstd = rstd_of(squares, rest, n, p.eps), slope = p.slope;
@@ -84,49 +84,76 @@ void rows(const PositionalNorm& p, const Block<T>& b) {
 }
 
 // contiguous: all pixels of the block at once, plane by plane.
+struct Pixels {
+  float centre[kPixels] = {}, offset[kPixels] = {}, rstd[kPixels] = {}, mean[kPixels] = {}, along[kPixels] = {};
+};
+
+template <class T>
+inline void add_values(const T* __restrict x, float* __restrict sum, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) sum[i] += load(x[i]);
+}
+
+template <class T>
+inline void add_squares(const T* __restrict x, const float* __restrict centre, float* __restrict rest, float* __restrict squares,
+                        int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    float d = load(x[i]) - centre[i];
+    rest[i] += d;
+    squares[i] += d * d;
+  }
+}
+
+template <bool Dense, class T>
+inline void plane_forward(const T* __restrict x, const T* __restrict gamma, const T* __restrict beta, const Pixels& s, T* __restrict y,
+                          int64_t n, float slope) {
+  for (int64_t i = 0; i < n; ++i) {
+    float xhat = (load(x[i]) - s.centre[i] - s.offset[i]) * s.rstd[i];
+    store(y + i, act(xhat * scale_of<Dense>(gamma, i) + shift_of<Dense>(beta, i), slope));
+  }
+}
+
+template <bool Dense, class T>
+inline void plane_sums(const T* __restrict dy, const T* __restrict x, const T* __restrict gamma, const T* __restrict beta, const Pixels& s,
+                       T* __restrict dgamma, T* __restrict dbeta, float* __restrict mean, float* __restrict along, int64_t n,
+                       float slope) {
+  for (int64_t i = 0; i < n; ++i) {
+    float xhat = (load(x[i]) - s.centre[i] - s.offset[i]) * s.rstd[i], scale = scale_of<Dense>(gamma, i), up = load(dy[i]);
+    float dz = xhat * scale + shift_of<Dense>(beta, i) > 0 ? up : up * slope;
+    if (Dense) store(dgamma + i, dz * xhat), store(dbeta + i, dz);
+    mean[i] += dz * scale;
+    along[i] += dz * scale * xhat;
+  }
+}
+
+template <bool Dense, class T>
+inline void plane_dx(const T* __restrict dy, const T* __restrict x, const T* __restrict gamma, const T* __restrict beta, const Pixels& s,
+                     T* __restrict dx, int64_t n, float slope) {
+  for (int64_t i = 0; i < n; ++i) {
+    float xhat = (load(x[i]) - s.centre[i] - s.offset[i]) * s.rstd[i], scale = scale_of<Dense>(gamma, i), up = load(dy[i]);
+    float dz = xhat * scale + shift_of<Dense>(beta, i) > 0 ? up : up * slope;
+    store(dx + i, s.rstd[i] * (dz * scale - s.mean[i] - xhat * s.along[i]));
+  }
+}
+
 template <bool Dense, bool Backward, class T>
 void planes(const PositionalNorm& p, const Block<T>& b) {
-  float centre[kPixels] = {}, offset[kPixels] = {}, rstd[kPixels] = {}, mean[kPixels] = {}, along[kPixels] = {};
-  int64_t n = b.count;
-  for (int64_t c = 0; c < p.c; ++c)
-    for (int64_t i = 0; i < n; ++i) centre[i] += load(b.x[c * b.plane + i]) - load(b.x[i]);
-  for (int64_t i = 0; i < n; ++i) centre[i] = load(b.x[i]) + centre[i] / p.c;
-  for (int64_t c = 0; c < p.c; ++c)
-    for (int64_t i = 0; i < n; ++i) {
-      float d = load(b.x[c * b.plane + i]) - centre[i];
-      offset[i] += d;
-      rstd[i] += d * d;
-    }
-  for (int64_t i = 0; i < n; ++i) rstd[i] = rstd_of(rstd[i], offset[i], p.c, p.eps), offset[i] /= p.c;
-  for (int64_t c = 0; c < p.c; ++c) {
-    const T *__restrict x = b.x + c * b.plane, *__restrict dy = b.dy + c * b.plane;
-    const T *__restrict gamma = b.gamma + c * b.plane, *__restrict beta = b.beta + c * b.plane;
-    T *__restrict y = b.y + c * b.plane, *__restrict dgamma = b.dgamma + c * b.plane, *__restrict dbeta = b.dbeta + c * b.plane;
-    for (int64_t i = 0; i < n; ++i) {
-      float xhat = (load(x[i]) - centre[i] - offset[i]) * rstd[i], scale = scale_of<Dense>(gamma, i);
-      float z = xhat * scale + shift_of<Dense>(beta, i);
-      if (!Backward) {
-        store(y + i, act(z, p.slope));
-        continue;
-      }
-      float dz = z > 0 ? load(dy[i]) : load(dy[i]) * p.slope;
-      if (Dense) store(dgamma + i, dz * xhat), store(dbeta + i, dz);
-      mean[i] += dz * scale;
-      along[i] += dz * scale * xhat;
-    }
+  Pixels s;
+  int64_t n = b.count, end = p.c * b.plane;
+  for (int64_t at = 0; at < end; at += b.plane) add_values(b.x + at, s.centre, n);
+  for (int64_t i = 0; i < n; ++i) s.centre[i] /= p.c;
+  for (int64_t at = 0; at < end; at += b.plane) add_squares(b.x + at, s.centre, s.offset, s.rstd, n);
+  for (int64_t i = 0; i < n; ++i) s.rstd[i] = rstd_of(s.rstd[i], s.offset[i], p.c, p.eps), s.offset[i] /= p.c;
+  if (!Backward) {
+    for (int64_t at = 0; at < end; at += b.plane)
+      plane_forward<Dense>(b.x + at, b.gamma + at, b.beta + at, s, b.y + at, n, p.slope);
+    return;
   }
-  if (!Backward) return;
-  for (int64_t i = 0; i < n; ++i) mean[i] /= p.c, along[i] /= p.c > 1 ? p.c - 1 : 1;
-  for (int64_t c = 0; c < p.c; ++c) {
-    const T *__restrict x = b.x + c * b.plane, *__restrict dy = b.dy + c * b.plane;
-    const T *__restrict gamma = b.gamma + c * b.plane, *__restrict beta = b.beta + c * b.plane;
-    T* __restrict dx = b.dx + c * b.plane;
-    for (int64_t i = 0; i < n; ++i) {
-      float xhat = (load(x[i]) - centre[i] - offset[i]) * rstd[i], scale = scale_of<Dense>(gamma, i);
-      float dz = xhat * scale + shift_of<Dense>(beta, i) > 0 ? load(dy[i]) : load(dy[i]) * p.slope;
-      store(dx + i, rstd[i] * (dz * scale - mean[i] - xhat * along[i]));
-    }
-  }
+  float mean[kPixels] = {}, along[kPixels] = {};
+  for (int64_t at = 0; at < end; at += b.plane)
+    plane_sums<Dense>(b.dy + at, b.x + at, b.gamma + at, b.beta + at, s, b.dgamma + at, b.dbeta + at, mean, along, n, p.slope);
+  for (int64_t i = 0; i < n; ++i) s.mean[i] = mean[i] / p.c, s.along[i] = along[i] / (p.c > 1 ? p.c - 1 : 1);
+  for (int64_t at = 0; at < end; at += b.plane)
+    plane_dx<Dense>(b.dy + at, b.x + at, b.gamma + at, b.beta + at, s, b.dx + at, n, p.slope);
 }
 
 template <bool Backward, bool Dense, class T>

@@ -29,12 +29,11 @@ def _grid(x: Tensor) -> tuple[tuple[int], tuple[int, ...], dict[str, int]]:
 def _statistics(x, image, ok_p, channels, stride_c, eps, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
     """Mean, as two numbers to subtract one after the other, and rstd of pixels at `image` [BLOCK_P, 1]."""
     lanes = tl.arange(0, BLOCK_C)[None, :]
-    guess = load(x, image, ok_p)
     sums = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     for first in range(0, channels, BLOCK_C):
         ok = ok_p & (first + lanes < channels)
-        sums += tl.where(ok, load(x, image + (first + lanes) * stride_c, ok) - guess, 0.0)
-    centre = guess + tl.sum(sums, 1)[:, None] / channels
+        sums += load(x, image + (first + lanes) * stride_c, ok)
+    centre = tl.sum(sums, 1)[:, None] / channels
     sums = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     squares = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     for first in range(0, channels, BLOCK_C):

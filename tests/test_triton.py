@@ -18,6 +18,7 @@ from torch import Tensor
 import i2ifast
 from i2ifast import ops
 from i2ifast.ops.spectral_weight import spectral_weight
+from i2ifast.testing import CASES, inputs
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -208,6 +209,28 @@ def test_spectral_weight(shape, iterations):
     _check(*(results[name] for name in ("triton", "reference", "truth")), torch.float32)
 
 
+LOCAL = [case for case in CASES if case.name.split("-")[0] in ("dynamic_conv", "positional_norm")]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16] if INTERPRETED else [])
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("shape", [(2, 8, 5, 6), (3, 5, 1, 1), (1, 33, 9, 7), (2, 130, 3, 20)], ids=str)
+@pytest.mark.parametrize("case", LOCAL, ids=lambda case: case.name)
+def test_local_ops(case, shape, channels_last, dtype):
+    """Ops of a pixel and its neighbours: outputs and all gradients."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    results = {}
+    for name, kind in (("triton", dtype), ("reference", dtype), ("truth", torch.float64)):
+        made = {k: t.to(kind) for k, t in inputs(case, shape, dtype).items()}
+        made = {k: t.contiguous(memory_format=layout) if t.dim() == 4 else t for k, t in made.items()}
+        leaves = [t.requires_grad_() for t in made.values()]
+        with i2ifast.use_backend("triton" if name == "triton" else "reference"):
+            y = case.ours(**made)
+            dy = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(kind)
+            results[name] = [t.detach().double() for t in (y, *torch.autograd.grad(y, leaves, dy))]
+    _check(*(results[name] for name in ("triton", "reference", "truth")), dtype)
+
+
 @pytest.mark.skipif(INTERPRETED, reason="this is that run")
 def test_kernels_interpreted():
     """Every test above, with Triton's interpreter."""
@@ -230,6 +253,10 @@ REGISTERS = {
     "modulate_table._dtable": 80,
     "modulate_table._sums": 144,
     "modulate_table._dx": 96,
+    "dynamic_conv._sum": 96,
+    "dynamic_conv._dweight": 40,
+    "positional_norm._apply": 80,
+    "positional_norm._gradients": 136,
     "gather_sum._gather": 48,
     "spectral_weight._product": 48,
     "spectral_weight._normalise": 80,
@@ -279,6 +306,12 @@ def _launches(channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> dict[str,
         x, None, x, table, patches, None, None, *normal, 0.2, None, False, table, means
     )
     kernel("modulate_table", "modulate_table_dx")(x, None, x, table, patches, *normal, means, 0.2, None, False, x)
+    weight9 = torch.zeros((n, h, w, 9, c) if channels_last else (n, c, 9, h, w), dtype=torch.bfloat16)
+    weight9 = weight9.permute(0, 4, 3, 1, 2) if channels_last else weight9
+    kernel("dynamic_conv")(x, weight9, x)
+    kernel("dynamic_conv", "dynamic_conv_dweight")(x, x, weight9)
+    kernel("positional_norm")(x, maps, 1e-5, 0.2, x)
+    kernel("positional_norm", "positional_norm_backward")(x, x, maps, 1e-5, 0.2, x, maps)
     kernel("gather_sum")(table, offsets, index, table)
     kernel("spectral_weight")(weight, u, v, 1, 1e-12, weight, u, v, sigma)
     kernel("spectral_weight", "spectral_weight_backward")(weight, weight, u, v, sigma, weight)

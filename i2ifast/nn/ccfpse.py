@@ -38,7 +38,7 @@ def predicted_weights(hidden: Tensor, conv: nn.Conv2d) -> Tensor:
     With its rows in the order of taps, then channels, a channels_last map can be read as it is. The rows are brought
     into it where they are less than the map.
     """
-    shape = conv.out_channels // 9, 9
+    shape = conv.weight.size(0) // 9, 9
     if conv.weight[0].numel() > hidden.numel() // hidden.size(1) or not _channels_last(hidden):
         return convolve(hidden, conv.weight, conv.bias).unflatten(1, shape)
     weight, bias = (t.unflatten(0, shape).transpose(0, 1).flatten(0, 1) for t in (conv.weight, conv.bias))

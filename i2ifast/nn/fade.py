@@ -4,10 +4,13 @@ Jiang et al., TSIT: A Simple and Versatile Framework for Image-to-Image Translat
 """
 
 import re
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from ..ops import PackedConv3x3
 from .conv import Conv2d, convolve
 from .instance import adain
 from .spade import Layer, ModulatedResnetBlock, modulated
@@ -47,13 +50,24 @@ class FADE(nn.Module):
         self.mlp_gamma = Conv2d(label_nc, norm_nc, ks, padding=ks // 2)
         self.mlp_beta = Conv2d(label_nc, norm_nc, ks, padding=ks // 2)
         self.to(memory_format=torch.channels_last)
+        self._baked: Callable[[Tensor], Tensor] | None = None
+
+    def stacked(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of gamma's and beta's convolutions as one of 2C outputs."""
+        gamma, beta = self.mlp_gamma, self.mlp_beta
+        return torch.cat([gamma.weight, beta.weight]), torch.cat([gamma.bias, beta.bias])
+
+    def bake(self) -> None:
+        """Lay the weights out once, for inference: later changes of the parameters have no effect."""
+        weight, bias = self.stacked()
+        packed = PackedConv3x3(weight, bias) if weight.size(-1) == 3 else None
+        self._baked = packed or partial(convolve, weight=weight, bias=bias)
 
     def gamma_beta(self, features: Tensor, size: tuple[int, int]) -> Tensor:
         """[N, 2C, h, w], from one convolution; ValueError for features of another size."""
         if tuple(features.shape[2:]) != tuple(size):
             raise ValueError(f"features of size {list(features.shape[2:])} for x of size {list(size)}")
-        gamma, beta = self.mlp_gamma, self.mlp_beta
-        return convolve(features, torch.cat([gamma.weight, beta.weight]), torch.cat([gamma.bias, beta.bias]))
+        return self._baked(features) if self._baked else convolve(features, *self.stacked())
 
     @property
     def layer(self) -> Layer:
