@@ -59,7 +59,7 @@ void rows(const PositionalNorm& p, const Block<T>& b) {
   int64_t n = p.c;
   for (int64_t i = 0; i < b.count; ++i) {
     const T *__restrict x = b.x + i * b.row, *__restrict gamma = b.gamma + i * b.map_row, *__restrict beta = b.beta + i * b.map_row;
-    float centre = sum_of(n, [=](int64_t c) { return load(x[c]); }) / n;
+    float guess = load(x[0]), centre = guess + sum_of(n, [=](int64_t c) { return load(x[c]) - guess; }) / n;
     float rest = sum_of(n, [=](int64_t c) { return load(x[c]) - centre; });
     float squares = sum_of(n, [=](int64_t c) { return (load(x[c]) - centre) * (load(x[c]) - centre); });
     float offset = rest / n, rstd = rstd_of(squares, rest, n, p.eps), slope = p.slope;
@@ -89,8 +89,8 @@ struct Pixels {
 };
 
 template <class T>
-inline void add_values(const T* __restrict x, float* __restrict sum, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) sum[i] += load(x[i]);
+inline void add_deviations(const T* __restrict x, const T* __restrict guess, float* __restrict sum, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) sum[i] += load(x[i]) - load(guess[i]);
 }
 
 template <class T>
@@ -139,8 +139,8 @@ template <bool Dense, bool Backward, class T>
 void planes(const PositionalNorm& p, const Block<T>& b) {
   Pixels s;
   int64_t n = b.count, end = p.c * b.plane;
-  for (int64_t at = 0; at < end; at += b.plane) add_values(b.x + at, s.centre, n);
-  for (int64_t i = 0; i < n; ++i) s.centre[i] /= p.c;
+  for (int64_t at = 0; at < end; at += b.plane) add_deviations(b.x + at, b.x, s.centre, n);
+  for (int64_t i = 0; i < n; ++i) s.centre[i] = load(b.x[i]) + s.centre[i] / p.c;
   for (int64_t at = 0; at < end; at += b.plane) add_squares(b.x + at, s.centre, s.offset, s.rstd, n);
   for (int64_t i = 0; i < n; ++i) s.rstd[i] = rstd_of(s.rstd[i], s.offset[i], p.c, p.eps), s.offset[i] /= p.c;
   if (!Backward) {

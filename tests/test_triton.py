@@ -256,7 +256,7 @@ REGISTERS = {
     "dynamic_conv._sum": 96,
     "dynamic_conv._dweight": 40,
     "positional_norm._apply": 80,
-    "positional_norm._gradients": 136,
+    "positional_norm._gradients": 144,
     "gather_sum._gather": 48,
     "spectral_weight._product": 48,
     "spectral_weight._normalise": 80,
