@@ -169,9 +169,7 @@ class System(spade.System):
     Generator = CondConvGenerator
     Discriminator = FPSEDiscriminator
 
-    @property
-    def plan_sizes(self) -> list[tuple[int, int]]:
-        return []  # windows of one convolution, no tables
+    plan_sizes = ()  # windows of one convolution, no tables
 
     def adversarial(self, outputs: Features, real: bool, generator: bool = False) -> Tensor:
         """The GAN loss of the logits, averaged over resolutions."""

@@ -16,7 +16,7 @@ from i2ifast.nn import FADEResnetBlock, FAdaIN, InstanceNormAct, spectral_norm
 
 from . import spade
 from ._system import Batch
-from .spade import Z_DIM, Features, LabelConv2d, NLayerDiscriminator, Semantics
+from .spade import Z_DIM, Features, LabelConv2d, NLayerDiscriminator, Semantics, pad_to
 
 TASKS = ("AST", "SIS", "MMIS")
 LEVELS = 8  # resolutions of a stream, each half of the one before
@@ -31,6 +31,7 @@ class Config(spade.Config):
     num_upsampling_layers: Literal["more"] = "more"
     ss: bool = True  # a style stream, which SIS does not have
     alpha: float = 1.0  # share of the style's statistics
+    batch_statistics: bool = False  # translate with those of the batch: the original's tests of MMIS and photo2art
     n_layers_D: int = 3
 
     ONLY: ClassVar[dict[str, Any]] = {
@@ -63,6 +64,7 @@ class Config(spade.Config):
     def from_original(cls, options: dict[str, Any]) -> "Config":
         labelled = options["task"] == "SIS"
         forced = {"ss": not (options["no_ss"] or labelled)}
+        forced["batch_statistics"] = options["task"] == "MMIS" or options["dataset_mode"] == "photo2art"
         forced |= {} if labelled else {"n_layers_D": 3}
         forced |= {} if options["no_TTUR"] else {"beta1": 0.0, "beta2": 0.9}
         return super().from_original({**options, **forced})
@@ -72,8 +74,10 @@ class Config(spade.Config):
 PRESETS: dict[str, dict[str, Any]] = {
     "summer2winter":  dict(task="AST",  crop_size=256, aspect_ratio=1.0, lambda_vgg=1.0,  lambda_feat=1.0,  niter=200),
     "day2night":      dict(task="AST",  crop_size=512, aspect_ratio=2.0, lambda_vgg=2.0,  lambda_feat=1.0,  niter=10),
-    "photo2art":      dict(task="AST",  crop_size=256, aspect_ratio=1.0, lambda_vgg=1.0,  lambda_feat=2.0,  niter=40),
-    "mmis":           dict(task="MMIS", crop_size=512, aspect_ratio=2.0, lambda_vgg=1.0,  lambda_feat=1.0,  niter=20),
+    "photo2art":      dict(task="AST",  crop_size=256, aspect_ratio=1.0, lambda_vgg=1.0,  lambda_feat=2.0,  niter=40,
+                           batch_statistics=True),
+    "mmis":           dict(task="MMIS", crop_size=512, aspect_ratio=2.0, lambda_vgg=1.0,  lambda_feat=1.0,  niter=20,
+                           batch_statistics=True),
     "sis_ade20k":     dict(task="SIS",  crop_size=256, aspect_ratio=1.0, lambda_vgg=20.0, lambda_feat=10.0, niter=100,
                            niter_decay=100, ss=False, n_layers_D=4, use_vae=True, label_nc=150, instance=False),
     "sis_cityscapes": dict(task="SIS",  crop_size=512, aspect_ratio=2.0, lambda_vgg=20.0, lambda_feat=10.0, niter=100,
@@ -196,6 +200,8 @@ class System(spade.System):
     Batches of AST and MMIS have the content as `label` and the style as `image`, both [N,3,H,W] in [-1, 1].
     """
 
+    plan_sizes = ()  # windows of one convolution, no tables
+
     Config = Config
     PRESETS = PRESETS
     Generator = TSITGenerator
@@ -216,3 +222,19 @@ class System(spade.System):
     def target(self, batch: Batch) -> Tensor:
         """The content image, but for label maps the photograph."""
         return batch["image" if self.config.labelled else "semantics"]
+
+    @torch.no_grad()
+    def translate(self, batch: Batch) -> dict[str, Tensor]:
+        """{"fake": [N,3,H,W]}: for AST and MMIS the content `label` of any size, in the style of `image` of any size."""
+        training = self.nets["G"].training
+        self.nets["G"].train(training or self.config.batch_statistics)
+        try:
+            return super().translate(batch) if self.config.labelled else self.stylise(batch)
+        finally:
+            self.nets["G"].train(training)
+
+    def stylise(self, batch: Batch) -> dict[str, Tensor]:
+        h, w = batch["label"].shape[-2:]
+        padded = {name: pad_to(batch[name], self.config.stride) for name in ("label", "image")}
+        z = self.encode(batch["image"])[0] if self.config.use_vae else None
+        return {"fake": self.generate(self.prepare(padded), z)[..., :h, :w]}
