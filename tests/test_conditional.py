@@ -233,3 +233,12 @@ def test_depthwise_weights_as_a_convolution_makes_them(layout):
     expected = (F.unfold(x, 3, padding=1).view(2, 45, 4, 7) * weight).view(2, 5, 9, 4, 7).sum(2)
     x, weight = (t.contiguous(memory_format=layout) for t in (x, weight))
     torch.testing.assert_close(DepthsepCC(5)(x, weight), expected)
+
+
+def test_reflection_on_the_fast_route():
+    """Channels that are no multiple of a block, on maps large enough for the kernel."""
+    layer = ReflectionSPADE("spadesyncbatch3x3", 32, 21, PONO=True, nhidden=64)
+    plain = PlainReflectionSPADE(32, 21, 64, True)
+    plain.load_state_dict(layer.state_dict())
+    x, segmap = normal(1, 32, 32, 24), normal(1, 21, 32, 24, seed=1)
+    assert_close(gradients(layer, x, segmap), gradients(plain, x, segmap))

@@ -4,9 +4,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from i2ifast.nn import FADE, DepthsepCC, FAdaIN, ReflectionSPADE
+from i2ifast.nn import FADE, DepthsepCC, DepthsepCCBlock, FAdaIN, ReflectionSPADE
+from i2ifast.testing import blocky
 
 from . import Layer, Made, Shape
+
+
+CLASSES = 35
 
 
 class PlainFADE(nn.Module):
@@ -78,10 +82,50 @@ def dynamic(shape: Shape, g: torch.Generator) -> Made:
     return Made({"ours": DepthsepCC(c).forward, "plain": plain_dynamic}, maps)
 
 
+class PlainBlock(nn.Module):
+    """The published formulation of a conditional block around the parameters of ours."""
+
+    def __init__(self, block: DepthsepCCBlock) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor, seg: Tensor, features: Tensor) -> Tensor:
+        def normalised(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+            return F.batch_norm(x, None, None, norm.weight, norm.bias, training=True)
+
+        def convolve(x: Tensor, first: nn.Conv2d, second: nn.Conv2d) -> Tensor:
+            hidden = F.relu(F.conv2d(x, first.weight, first.bias, padding=1))
+            return F.conv2d(hidden, second.weight, second.bias, padding=1)
+
+        block, segmap = self.block, torch.cat([seg, features], 1)
+        weights, gates = (
+            [convolve(segmap, p[0], p[2]) for p in predictors]
+            for predictors in (
+                (block.gen_weights1, block.gen_weights2),
+                (block.gen_se_weights1, block.gen_se_weights2),
+            )
+        )
+        h = block.conv_1(plain_dynamic(normalised(x, block.norm_1), weights[0]))
+        h = F.leaky_relu(h * gates[0].sigmoid(), 0.2)
+        h = block.conv_3(plain_dynamic(normalised(h, block.norm_2), weights[1]))
+        return x + F.leaky_relu(h * gates[1].sigmoid(), 0.2)
+
+
+def block(shape: Shape, g: torch.Generator) -> Made:
+    n, c, h, w = shape
+    ours = DepthsepCCBlock(c, c, "spectralsync_batch", CLASSES + 64)
+    for unused in (ours.norm_0, ours.conv_0, ours.conv_2):
+        unused.requires_grad_(False)
+    seg = F.one_hot(blocky(g, n, h, w, CLASSES, 8).long(), CLASSES).permute(0, 3, 1, 2).float().contiguous()
+    maps = {"x": torch.randn(shape, generator=g), "seg": seg, "features": torch.randn((n, 64, h, w), generator=g)}
+    return Made({"ours": ours, "plain": PlainBlock(ours)}, maps)
+
+
 LAYERS = [
     Layer("FADE", ((1, 64, 256, 256), (1, 256, 64, 64)), fade),
     Layer("FAdaIN", ((1, 64, 256, 256), (1, 512, 32, 32)), fadain(1.0)),
     Layer("FAdaIN-interpolated", ((1, 64, 256, 256),), fadain(0.75)),
     Layer("ReflectionSPADE", ((1, 64, 128, 128),), positional),
     Layer("DepthsepCC", ((1, 64, 128, 128), (1, 512, 16, 16)), dynamic),
+    Layer("DepthsepCCBlock", ((1, 64, 64, 64),), block),
 ]

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import modulate, positional_norm
+from ..ops import conv3x3, modulate, positional_norm
+from ..ops.conv3x3 import READ, fast
 from ._norm import statistics_of
 from .label_conv import resized
 
@@ -23,6 +24,20 @@ class PositionalNorm2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return positional_norm(x, None, self.act, self.eps)
+
+
+def reflected(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """conv2d of x [N, C, H, W] padded by reflection, which keeps its size, for an odd kernel.
+
+    Large maps take the kernel of `ops.conv3x3`, if that exists for the device: it pads with zeros, which reaches the
+    outermost pixels only, and these are cut off again. It reads channels in blocks of READ, so zeros fill the last one.
+    """
+    (h, w), side, more = x.shape[2:], weight.size(-1) // 2, (0, 0, 0, 0, 0, -x.size(1) % READ)
+    padded = F.pad(x, [side] * 4, mode="reflect")
+    pays = side == 1 and (h + 2) * (w + 2) <= 1.25 * h * w and not torch.is_autocast_enabled(x.device.type)
+    if not pays or not fast(padded, x.size(1) + more[-1], weight.size(0)):
+        return F.conv2d(padded, weight, bias)
+    return conv3x3(F.pad(padded, more), F.pad(weight, more), bias)[:, :, 1:-1, 1:-1]
 
 
 class ReflectionSPADE(nn.Module):
@@ -42,7 +57,6 @@ class ReflectionSPADE(nn.Module):
         if parsed is None or int(parsed[2]) % 2 == 0:
             raise ValueError(f"config_text={config_text!r}: expected spade(batch|syncbatch|instance)KxK with odd K")
         self.synchronise, ks = parsed[1] == "syncbatch", int(parsed[2])
-        self.padding = [ks // 2] * 4
         if PONO:
             self.param_free_norm: nn.Module | None = None
         elif parsed[1] == "instance":
@@ -55,9 +69,9 @@ class ReflectionSPADE(nn.Module):
 
     def forward(self, x: Tensor, segmap: Tensor, act: str | float = "none") -> Tensor:
         """x [N, C, H, W] -> act(...) of the same shape."""
-        hidden = F.pad(self.mlp_shared(resized(segmap, x.shape[2:])), self.padding, mode="reflect")
-        weight = torch.cat([self.mlp_gamma.weight, self.mlp_beta.weight])
-        gamma_beta = F.conv2d(hidden, weight, torch.cat([self.mlp_gamma.bias, self.mlp_beta.bias]))
+        shared, gamma, beta = self.mlp_shared[1], self.mlp_gamma, self.mlp_beta
+        hidden = F.relu(reflected(resized(segmap, x.shape[2:]), shared.weight, shared.bias))
+        gamma_beta = reflected(hidden, torch.cat([gamma.weight, beta.weight]), torch.cat([gamma.bias, beta.bias]))
         if self.param_free_norm is None:
             return positional_norm(x, gamma_beta, act)
         (statistics,) = statistics_of(x, [self.param_free_norm], synchronise=self.synchronise)
