@@ -33,6 +33,21 @@ void rows_forward(const Modulate& p, int64_t begin, int64_t end) {
   }
 }
 
+// Writes the gradients of gamma and beta, and adds g and g * xhat to two rows.
+template <class T>
+inline void row_sums(const T* __restrict dy, const T* __restrict x, const float* __restrict mean, const float* __restrict rstd,
+                     const T* __restrict gamma, const T* __restrict beta, T* __restrict dgamma, T* __restrict dbeta,
+                     float* __restrict sum_g, float* __restrict sum_gx, int64_t n, float slope) {
+  for (int64_t c = 0; c < n; ++c) {
+    float xhat = (load(x[c]) - mean[c]) * rstd[c], scale = 1 + load(gamma[c]), z = xhat * scale + load(beta[c]);
+    float up = load(dy[c]), dz = z > 0 ? up : up * slope;
+    store(dgamma + c, dz * xhat);
+    store(dbeta + c, dz);
+    sum_g[c] += dz * scale;
+    sum_gx[c] += dz * scale * xhat;
+  }
+}
+
 template <class T>
 void rows_sums_dense(const Modulate& p, int64_t begin, int64_t end) {
   for (int64_t item = begin; item < end; ++item) {
@@ -42,18 +57,10 @@ void rows_sums_dense(const Modulate& p, int64_t begin, int64_t end) {
     std::memset(sum_g, 0, p.c * sizeof(float));
     std::memset(sum_gx, 0, p.c * sizeof(float));
     for (int64_t i = 0; i < s.count; ++i) {
-      const T* __restrict x = static_cast<const T*>(p.x) + (s.first + i) * p.c, * __restrict dy =
-                                                                                    static_cast<const T*>(p.dy) + (s.first + i) * p.c;
-      const T* __restrict gamma = s.gamma_beta + i * s.step, * __restrict beta = gamma + p.c;
-      T* __restrict dgamma = static_cast<T*>(p.d_gamma_beta) + (s.first + i) * 2 * p.c, * __restrict dbeta = dgamma + p.c;
-      for (int64_t c = 0; c < p.c; ++c) {
-        float xhat = (load(x[c]) - mean[c]) * rstd[c], scale = 1 + load(gamma[c]);
-        float dz = xhat * scale + load(beta[c]) > 0 ? load(dy[c]) : load(dy[c]) * p.slope;
-        store(dgamma + c, dz * xhat);
-        store(dbeta + c, dz);
-        sum_g[c] += dz * scale;
-        sum_gx[c] += dz * scale * xhat;
-      }
+      const T* gamma = s.gamma_beta + i * s.step;
+      T* dgamma = static_cast<T*>(p.d_gamma_beta) + (s.first + i) * 2 * p.c;
+      row_sums(static_cast<const T*>(p.dy) + (s.first + i) * p.c, static_cast<const T*>(p.x) + (s.first + i) * p.c, mean, rstd, gamma,
+               gamma + p.c, dgamma, dgamma + p.c, sum_g, sum_gx, p.c, p.slope);
     }
   }
 }
@@ -195,26 +202,37 @@ void planes_forward(const Modulate& p, int64_t begin, int64_t end) {
   }
 }
 
+// `n` values of a plane, a multiple of Lanes: writes the gradients of gamma and beta of dense maps, and adds g and g * xhat to lanes.
+template <class T, bool Dense, int Lanes>
+inline void run_sums(const T* __restrict dy, const T* __restrict x, const T* __restrict gamma, const T* __restrict beta,
+                     T* __restrict dgamma, T* __restrict dbeta, float* __restrict sum, float* __restrict sum_x, int64_t n,
+                     const Plane<T>& plane, float slope) {
+  const float mean = plane.mean, rstd = plane.rstd, style_scale = plane.style_scale, style_shift = plane.style_shift;
+  for (int64_t i = 0; i < n; i += Lanes)
+    for (int64_t lane = 0; lane < Lanes; ++lane) {
+      float xhat = (load(x[i + lane]) - mean) * rstd, scale = Dense ? 1 + load(gamma[i + lane]) : style_scale;
+      float z = xhat * scale + (Dense ? load(beta[i + lane]) : style_shift), up = load(dy[i + lane]), dz = z > 0 ? up : up * slope;
+      if (Dense) store(dgamma + i + lane, dz * xhat), store(dbeta + i + lane, dz);
+      float g = Dense ? dz * scale : dz;
+      sum[lane] += g;
+      sum_x[lane] += g * xhat;
+    }
+}
+
 template <class T, bool Dense>
 void planes_sums(const Modulate& p, int64_t begin, int64_t end) {
   constexpr int64_t kRun = kPiece * kLanes;  // values summed in float32 before they are merged in float64
   for (int64_t item = begin; item < end; ++item) {
     const Plane<T> s(p, item);
     int64_t map = (item / p.c * 2 * p.c + item % p.c) * p.pixels;
-    T* __restrict dgamma = static_cast<T*>(p.d_gamma_beta) + (Dense ? map : 0), * __restrict dbeta = dgamma + (Dense ? p.c * p.pixels : 0);
+    T *dgamma = static_cast<T*>(p.d_gamma_beta) + (Dense ? map : 0), *dbeta = dgamma + (Dense ? p.c * p.pixels : 0);
     double total = 0, total_x = 0;
     for (int64_t first = 0; first < p.pixels; first += kRun) {
-      int64_t last = first + kRun < p.pixels ? first + kRun : p.pixels, i = first;
+      int64_t left = p.pixels - first < kRun ? p.pixels - first : kRun, whole = left / kLanes * kLanes, at = first + whole;
       float sum[kLanes] = {}, sum_x[kLanes] = {};
-      auto one = [&](int64_t at, int64_t lane) {
-        float dz = s.template dz<Dense>(at, p.slope), xhat = s.xhat(at), g = Dense ? dz * s.template scale<Dense>(at) : dz;
-        if (Dense) store(dgamma + at, dz * xhat), store(dbeta + at, dz);
-        sum[lane] += g;
-        sum_x[lane] += g * xhat;
-      };
-      for (; i + kLanes <= last; i += kLanes)
-        for (int64_t lane = 0; lane < kLanes; ++lane) one(i + lane, lane);
-      for (; i < last; ++i) one(i, i % kLanes);
+      run_sums<T, Dense, kLanes>(s.dy + first, s.x + first, s.gamma + first, s.beta + first, dgamma + first, dbeta + first, sum, sum_x,
+                                 whole, s, p.slope);
+      run_sums<T, Dense, 1>(s.dy + at, s.x + at, s.gamma + at, s.beta + at, dgamma + at, dbeta + at, sum, sum_x, left - whole, s, p.slope);
       total += add_lanes(sum), total_x += add_lanes(sum_x);
     }
     p.partial[item] = static_cast<float>(total);

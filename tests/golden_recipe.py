@@ -233,14 +233,18 @@ class Case:
     def update_error(self, name: str, value: Tensor, before: Tensor) -> float:
         """As `error`, of the sample of `value - before`: what training did, which is small next to the value.
 
-        Adam divides a gradient by its own size, so that the rounding of a small one shows in full. How far rounding
-        moves the original is recorded relative to the value, so that of the update it is a larger part.
+        Adam divides a gradient by its own size, so that the rounding of a small one shows in full: where the recording
+        says that, most entries are held to a tenth of the largest update.
         """
         after = self.tensors[f"{name}.sample"].double().numpy()
         want, got = after - sample(name, before), sample(name, value - before)
-        size = max(np.abs(want).max(), 1e-30)
-        moved = self.meta.get("sensitivity", {}).get(name, 0.0) * np.abs(after).max() / size
-        return largest((got - want) / size) / max(self.tolerance(name, 5e-3), 3 * moved)
+        scale = max(np.abs(want).max(), 1e-30)
+        moved = 0.0
+        if "sensitivity" in self.meta:  # relative to the value; what is not listed is below 2e-5
+            moved = max(20 * self.meta["sensitivity"].get(name, 0.0), 2e-5) * np.abs(after).max() / scale
+        least = max(5e-3, moved)
+        errors = (got - want) / scale
+        return max(largest(errors) / self.tolerance(name, least), float(np.median(np.abs(errors))) / 0.1)
 
 
 def largest(errors: ndarray) -> float:

@@ -18,6 +18,7 @@ from torch import Tensor
 import i2ifast
 from i2ifast import ops
 from i2ifast.ops.spectral_weight import spectral_weight
+from i2ifast.testing import CASES, inputs
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -231,6 +232,28 @@ def test_feature_matching(halves, channels_last):
         _check(*([results[name][i]] for name in ("triton", "reference", "truth")), dtype)
 
 
+LOCAL = [case for case in CASES if case.name.split("-")[0] in ("dynamic_conv", "positional_norm")]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16] if INTERPRETED else [])
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("shape", [(2, 8, 5, 6), (3, 5, 1, 1), (1, 33, 9, 7), (2, 130, 3, 20)], ids=str)
+@pytest.mark.parametrize("case", LOCAL, ids=lambda case: case.name)
+def test_local_ops(case, shape, channels_last, dtype):
+    """Ops of a pixel and its neighbours: outputs and all gradients."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    results = {}
+    for name, kind in (("triton", dtype), ("reference", dtype), ("truth", torch.float64)):
+        made = {k: t.to(kind) for k, t in inputs(case, shape, dtype).items()}
+        made = {k: t.contiguous(memory_format=layout) if t.dim() == 4 else t for k, t in made.items()}
+        leaves = [t.requires_grad_() for t in made.values()]
+        with i2ifast.use_backend("triton" if name == "triton" else "reference"):
+            y = case.ours(**made)
+            dy = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(kind)
+            results[name] = [t.detach().double() for t in (y, *torch.autograd.grad(y, leaves, dy))]
+    _check(*(results[name] for name in ("triton", "reference", "truth")), dtype)
+
+
 @pytest.mark.skipif(INTERPRETED, reason="this is that run")
 def test_kernels_interpreted():
     """Every test above, with Triton's interpreter."""
@@ -255,6 +278,10 @@ REGISTERS = {
     "modulate_table._dx": 96,
     "feature_matching._sums": 64,
     "feature_matching._gradients": 48,
+    "dynamic_conv._sum": 96,
+    "dynamic_conv._dweight": 40,
+    "positional_norm._apply": 80,
+    "positional_norm._gradients": 144,
     "gather_sum._gather": 48,
     "spectral_weight._product": 48,
     "spectral_weight._normalise": 80,
@@ -313,6 +340,12 @@ def _launches(channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> dict[str,
     signs, layers = torch.zeros(2 * x.numel(), dtype=torch.int8), [x, maps[:, :c]]
     kernel("feature_matching")(layers, layers, (1.0, 2.0), means[0, :, 0], signs)
     kernel("feature_matching", "feature_matching_backward")(means[0, :, 0], signs, (1.0, 2.0), layers)
+    weight9 = torch.zeros((n, h, w, 9, c) if channels_last else (n, c, 9, h, w), dtype=torch.bfloat16)
+    weight9 = weight9.permute(0, 4, 3, 1, 2) if channels_last else weight9
+    kernel("dynamic_conv")(x, weight9, x)
+    kernel("dynamic_conv", "dynamic_conv_dweight")(x, x, weight9)
+    kernel("positional_norm")(x, maps, 1e-5, 0.2, x)
+    kernel("positional_norm", "positional_norm_backward")(x, x, maps, 1e-5, 0.2, x, maps)
     kernel("gather_sum")(table, offsets, index, table)
     kernel("spectral_weight")(weight, u, v, 1, 1e-12, weight, u, v, sigma)
     kernel("spectral_weight", "spectral_weight_backward")(weight, weight, u, v, sigma, weight)

@@ -2,10 +2,14 @@
 
 from . import losses
 from .bake import bake
+from .batch import BatchNormAct
+from .ccfpse import DepthsepCC, DepthsepCCBlock
 from .correspondence import SelfAttention
+from .fade import FADE, FAdaIN, FADEResnetBlock
 from .instance import AdaIN, InstanceNormAct
 from .label_conv import label_conv2d
 from .layer import ILN, AdaILN, ConditionalNorm, LayerNorm, minibatch_std
+from .positional import PositionalNorm2d, ReflectionSPADE
 from .spade import SPADE, SPADEResnetBlock
 from .spectral import spectral_norm
 from .upsample_conv import UpsampleConv2d, upsample_conv2d
@@ -13,10 +17,18 @@ from .upsample_conv import UpsampleConv2d, upsample_conv2d
 __all__ = [
     "AdaILN",
     "AdaIN",
+    "BatchNormAct",
     "ConditionalNorm",
+    "DepthsepCC",
+    "DepthsepCCBlock",
+    "FADE",
+    "FADEResnetBlock",
+    "FAdaIN",
     "ILN",
     "InstanceNormAct",
     "LayerNorm",
+    "PositionalNorm2d",
+    "ReflectionSPADE",
     "SPADE",
     "SPADEResnetBlock",
     "SelfAttention",

@@ -1,7 +1,7 @@
 """Spatially-adaptive normalisation (SPADE): Park et al., Semantic Image Synthesis with SPADE, CVPR 2019."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -178,29 +178,26 @@ class SPADE(nn.Module):
         return modulated(x, seg, self.layer, act, upsample)
 
 
-class SPADEResnetBlock(nn.Module):
+class ModulatedResnetBlock(nn.Module):
     """y = shortcut + conv_1(lrelu(norm_1(conv_0(lrelu(norm_0(x)))))); shortcut = x, or conv_s(norm_s(x)).
 
-    Drop-in for the original: `norm_G` is a SPADE config text, with 'spectral' before it for spectral norm on the
-    convolutions.
+    `norm(channels)` makes the modulated norms; with `spectral` the convolutions have spectral norm.
     """
 
-    def __init__(self, fin: int, fout: int, norm_G: str, semantic_nc: int, nhidden: int = 128) -> None:
+    def __init__(self, fin: int, fmiddle: int, fout: int, spectral: bool, norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
-        fmiddle = min(fin, fout)
         self.learned_shortcut = fin != fout
         self.conv_0 = Conv2d(fin, fmiddle, 3, padding=1)
         self.conv_1 = Conv2d(fmiddle, fout, 3, padding=1)
         if self.learned_shortcut:
             self.conv_s = nn.Conv2d(fin, fout, 1, bias=False)
-        if "spectral" in norm_G:
+        if spectral:
             for name in ("conv_0", "conv_1", "conv_s")[: 3 if self.learned_shortcut else 2]:
                 setattr(self, name, spectral_norm(getattr(self, name)))
-        config = norm_G.replace("spectral", "")
-        self.norm_0 = SPADE(config, fin, semantic_nc, nhidden)
-        self.norm_1 = SPADE(config, fmiddle, semantic_nc, nhidden)
+        self.norm_0 = norm(fin)
+        self.norm_1 = norm(fmiddle)
         if self.learned_shortcut:
-            self.norm_s = SPADE(config, fin, semantic_nc, nhidden)
+            self.norm_s = norm(fin)
 
     def forward(self, x: Tensor, seg: Tensor | LabelPlan, upsample: bool = False) -> Tensor:
         """x [N, fin, H, W] -> [N, fout, H, W], both x2 with `upsample`, which first upsamples x by nearest."""
@@ -228,3 +225,21 @@ class SPADEResnetBlock(nn.Module):
         gamma.bias.copy_(scale * (1 + gamma.bias) - 1)
         self.norm_s.param_free_norm = self.norm_0.param_free_norm
         self.norm_s.bake()
+
+
+class SPADEResnetBlock(ModulatedResnetBlock):
+    """y = shortcut + conv_1(lrelu(norm_1(conv_0(lrelu(norm_0(x)))))); shortcut = x, or conv_s(norm_s(x)).
+
+    Drop-in for the original: `norm_G` is a SPADE config text, with 'spectral' before it for spectral norm on the
+    convolutions.
+    """
+
+    def __init__(self, fin: int, fout: int, norm_G: str, semantic_nc: int, nhidden: int = 128) -> None:
+        config = norm_G.replace("spectral", "")
+        super().__init__(
+            fin,
+            min(fin, fout),
+            fout,
+            "spectral" in norm_G,
+            lambda channels: SPADE(config, channels, semantic_nc, nhidden),
+        )

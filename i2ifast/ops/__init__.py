@@ -1,6 +1,7 @@
 """Fused ops. Each is a few lines of differentiable PyTorch (the reference) with optional kernels for CPU and CUDA."""
 
 from .conv3x3 import PackedConv3x3, conv3x3
+from .dynamic_conv import dynamic_conv
 from .feature_matching import feature_matching
 from .gather_sum import gather_sum
 from .label_patches import label_patches
@@ -17,6 +18,7 @@ from .moments import (
     moments,
     no_statistics,
 )
+from .positional_norm import positional_norm
 from .spectral_weight import spectral_weight
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "Statistics",
     "batch_statistics",
     "conv3x3",
+    "dynamic_conv",
     "feature_matching",
     "fixed_statistics",
     "gather_sum",
@@ -38,5 +41,6 @@ __all__ = [
     "modulate_table",
     "moments",
     "no_statistics",
+    "positional_norm",
     "spectral_weight",
 ]
