@@ -1,5 +1,6 @@
 """Fused ops. Each is a few lines of differentiable PyTorch (the reference) with optional kernels for CPU and CUDA."""
 
+from ._panoptic import PanopticSources, PanopticWindows, panoptic_sources, panoptic_windows
 from .conv3x3 import PackedConv3x3, conv3x3
 from .gather_sum import gather_sum
 from .label_patches import label_patches
@@ -15,11 +16,15 @@ from .moments import (
     moments,
     no_statistics,
 )
+from .panoptic_conv import panoptic_conv
+from .panoptic_upsample import panoptic_upsample
 from .spectral_weight import spectral_weight
 
 __all__ = [
     "PackedConv3x3",
     "PackedLinear",
+    "PanopticSources",
+    "PanopticWindows",
     "Segments",
     "Statistics",
     "batch_statistics",
@@ -34,5 +39,9 @@ __all__ = [
     "modulate_table",
     "moments",
     "no_statistics",
+    "panoptic_conv",
+    "panoptic_sources",
+    "panoptic_upsample",
+    "panoptic_windows",
     "spectral_weight",
 ]
