@@ -47,19 +47,20 @@ void panoptic_take(const Tensor& dy, const Tensor& at, const Tensor& taps, const
   launch(I2IFAST_PICK(panoptic_take), p, at.numel(), p.width);
 }
 
-void panoptic_add(const Tensor& dx, const Tensor& columns, const Tensor& sources, const Tensor& offsets, const Tensor& members) {
-  PanopticRows p = params(dx, columns);
-  p.in = columns.data_ptr(), p.sources = list(sources, "sources"), p.offsets = list(offsets, "offsets");
-  p.members = list(members, "members"), p.out = dx.data_ptr();
-  int64_t count = sources.numel();
-  launch(I2IFAST_PICK(panoptic_add), p, count, count > 0 ? members.numel() * p.width / count : 1);
+void panoptic_add(const Tensor& dx, const Tensor& columns, const Tensor& taps) {
+  PanopticRows p{};
+  p.dtype = dtype_of(columns), p.width = dx.size(1), p.taps = taps.size(1), p.windows = taps.size(0);
+  STD_TORCH_CHECK(dx.scalar_type() == ScalarType::Float && columns.is_contiguous(), "expected float32 dx, contiguous columns");
+  p.in = columns.data_ptr(), p.index = list(taps, "taps"), p.out = dx.data_ptr();
+  int64_t blocks = ceil_div(p.width, kPanopticBlock);
+  launch(I2IFAST_PICK(panoptic_add), p, blocks, taps.numel() * kPanopticBlock);
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(i2ifast_cpu, m) {
   m.def("panoptic_gather(Tensor x, Tensor taps, Tensor(a!) columns) -> ()");
   m.def("panoptic_put(Tensor(a!) y, Tensor rows, Tensor? bias, Tensor at, Tensor taps) -> ()");
   m.def("panoptic_take(Tensor dy, Tensor at, Tensor taps, Tensor(a!) rows) -> ()");
-  m.def("panoptic_add(Tensor(a!) dx, Tensor columns, Tensor sources, Tensor offsets, Tensor members) -> ()");
+  m.def("panoptic_add(Tensor(a!) dx, Tensor columns, Tensor taps) -> ()");
 }
 STABLE_TORCH_LIBRARY_IMPL(i2ifast_cpu, CPU, m) {
   m.impl("panoptic_gather", TORCH_BOX(&panoptic_gather));

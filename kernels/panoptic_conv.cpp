@@ -45,27 +45,14 @@ void take(const PanopticRows& p, int64_t begin, int64_t end) {
   }
 }
 
-// Columns summed at a time: they stay in registers over the whole list.
-template <class T, int64_t Columns>
-void add_columns(const PanopticRows& p, int64_t s, int64_t c) {
-  T* __restrict out = static_cast<T*>(p.out) + p.sources[s] * p.width + c;
-  const T* in = static_cast<const T*>(p.in) + c;
-  float sum[Columns];
-  for (int64_t j = 0; j < Columns; ++j) sum[j] = load(out[j]);
-  for (int64_t i = p.offsets[s]; i < p.offsets[s + 1]; ++i) {
-    const T* row = in + p.members[i] * p.width;
-    for (int64_t j = 0; j < Columns; ++j) sum[j] += load(row[j]);
-  }
-  for (int64_t j = 0; j < Columns; ++j) store(out + j, sum[j]);
-}
-
 template <class T>
 void add(const PanopticRows& p, int64_t begin, int64_t end) {
-  for (int64_t s = begin; s < end; ++s) {
-    int64_t c = 0;
-    for (; c + 64 <= p.width; c += 64) add_columns<T, 64>(p, s, c);
-    for (; c + 16 <= p.width; c += 16) add_columns<T, 16>(p, s, c);
-    for (; c < p.width; ++c) add_columns<T, 1>(p, s, c);
+  int64_t first = begin * kPanopticBlock, last = end * kPanopticBlock < p.width ? end * kPanopticBlock : p.width;
+  for (int64_t i = 0; i < p.windows * p.taps; ++i) {
+    if (p.index[i] < 0) continue;
+    const T* __restrict in = static_cast<const T*>(p.in) + i * p.width;
+    float* __restrict out = static_cast<float*>(p.out) + p.index[i] * p.width;
+    for (int64_t c = first; c < last; ++c) out[c] += load(in[c]);
   }
 }
 

@@ -60,17 +60,13 @@ def _take(
 
 
 @triton.jit
-def _add(dx, columns, sources, offsets, members, items, width, BLOCK_I: tl.constexpr, BLOCK_C: tl.constexpr):
+def _add(dx, columns, taps, t, items, width, TAPS: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_C: tl.constexpr):
     i, c, ok = _tile(items, width, BLOCK_I, BLOCK_C)
-    first = tl.load(offsets + i, mask=i < items, other=0)
-    last = tl.load(offsets + i + 1, mask=i < items, other=0)
-    to = _at(tl.load(sources + i, mask=i < items, other=0), width, c)
-    total = load(dx, to, ok)
-    for j in range(tl.max(last - first, 0)):
-        there = first + j < last
-        row = tl.load(members + first + j, mask=there, other=0)
-        total += load(columns, _at(row, width, c), ok & there[:, None])
-    store(dx, to, total, ok)
+    entry = i.to(tl.int64) * TAPS + t
+    pixel = tl.load(taps + entry, mask=i < items, other=-1)
+    ok &= (pixel >= 0)[:, None]
+    to = _at(pixel, width, c)
+    store(dx, to, load(dx, to, ok) + load(columns, _at(entry, width, c), ok), ok)
 
 
 def _blocks(items: int, width: int) -> tuple[tuple[int], dict[str, int]]:
@@ -106,7 +102,8 @@ def panoptic_take(dy: Tensor, at: Tensor, taps: Tensor, rows: Tensor) -> None:
 
 
 @on_device
-def panoptic_add(dx: Tensor, columns: Tensor, sources: Tensor, offsets: Tensor, members: Tensor) -> None:
-    """dx at the pixels sources [S] += the sums of the rows members[offsets[s]:offsets[s+1]] of columns [., C]."""
-    grid, blocks = _blocks(sources.numel(), dx.size(1))
-    _add[grid](dx, columns, sources, offsets, members, sources.numel(), dx.size(1), **blocks)
+def panoptic_add(dx: Tensor, columns: Tensor, taps: Tensor) -> None:
+    """dx at the pixels taps [B, T] += columns [B, T * C]. The same tap of different windows shows different pixels."""
+    grid, blocks = _blocks(taps.size(0), dx.size(1))
+    for t in range(taps.size(1)):
+        _add[grid](dx, columns, taps, t, taps.size(0), dx.size(1), TAPS=taps.size(1), **blocks)

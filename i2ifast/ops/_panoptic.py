@@ -20,9 +20,6 @@ class PanopticWindows(NamedTuple):
 
     at: Tensor  # [B] int32: pixels of the output, ascending
     taps: Tensor  # [B, k * k] int32: the pixel that each tap shows, -1 where it does not count
-    sources: Tensor  # [S] int32: the pixels that they show, ascending
-    offsets: Tensor  # [S+1] int32: source s is shown by the entries members[offsets[s]:offsets[s+1]] of taps
-    members: Tensor  # [M] int32
 
 
 class PanopticSources(NamedTuple):
@@ -72,12 +69,7 @@ def panoptic_windows(ids: Tensor, kernel: int, stride: int = 1) -> PanopticWindo
     taps = panoptic_taps(ids, at, kernel, stride)
     if taps.numel() >= 2**31:
         raise ValueError(f"{at.numel()} windows of {kernel * kernel} taps do not fit 32-bit indices")
-    shown = taps.flatten() >= 0
-    ends = F.pad(shown.cumsum(0, dtype=torch.int32), (1, 0))
-    offsets, members = transpose_bags(ends, taps.flatten()[shown], ids.numel())
-    sources = offsets.diff().nonzero()[:, 0]
-    offsets = torch.cat([offsets[sources], offsets[-1:]])
-    return PanopticWindows(at.int(), taps, sources.int(), offsets, members)
+    return PanopticWindows(at.int(), taps)
 
 
 def _outputs(size: int, stride: int) -> int:

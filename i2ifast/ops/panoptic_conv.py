@@ -9,7 +9,7 @@ from .. import _backend
 from ._op import accumulation_dtype, autograd, check_4d, check_device, check_shape, define, memory_format
 from ._panoptic import PanopticWindows
 
-COLUMNS = 1 << 19  # elements of gathered windows that exist at a time on a CPU: they stay in its cache
+COLUMNS = 1 << 20  # elements of gathered windows that exist at a time on a CPU: they stay in its cache
 
 
 def _pixels(x: Tensor) -> Tensor:
@@ -115,24 +115,32 @@ def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tenso
     return F.conv2d(x, weight, bias, stride, weight.size(2) // 2)
 
 
-def _plain_dx(dy: Tensor, weight: Tensor, size: list[int], stride: int) -> Tensor:
+def _plain_backward(dy: Tensor, x: Tensor, weight: Tensor, stride: int, wanted: list[bool]) -> list[Tensor | None]:
+    """torch.nn.grad's, but in the layout of x and weight, of which only that is looked at where it is not needed."""
+    two, pad = [stride, stride], [weight.size(2) // 2] * 2
+    return torch.ops.aten.convolution_backward(
+        dy, x, weight, None, two, pad, [1, 1], False, [0, 0], 1, [*wanted, False]
+    )
+
+
+def _plain_dx(dy: Tensor, weight: Tensor, x: Tensor, stride: int) -> Tensor:
     if (weight.size(2), stride) == (3, 1):
         return torch.ops.i2ifast.conv3x3_dx(dy, weight)
-    return conv2d_input((dy.size(0), weight.size(1), *size), weight, dy, stride, weight.size(2) // 2)
+    return _plain_backward(dy, x, weight, stride, [True, False])[0]
 
 
-def _plain_dweight(x: Tensor, dy: Tensor, kernel: int, stride: int) -> Tensor:
-    if (kernel, stride) == (3, 1):
+def _plain_dweight(x: Tensor, dy: Tensor, weight: Tensor, stride: int) -> Tensor:
+    if (weight.size(2), stride) == (3, 1):
         return torch.ops.i2ifast.conv3x3_dweight(x, dy)
-    return conv2d_weight(x, (dy.size(1), x.size(1), kernel, kernel), dy, stride, kernel // 2)
+    return _plain_backward(dy, x, weight, stride, [False, True])[1]
 
 
-def _forward(x, weight, bias, at, taps, sources, offsets, members, stride):
+def _forward(x, weight, bias, at, taps, stride):
     backend = _backend_of(x)
     if backend == "reference":
         return reference_forward(x, weight, bias, at, taps, stride).contiguous(memory_format=memory_format(x))
     x = x.contiguous(memory_format=torch.channels_last)
-    y = _forward_fake(x, weight, bias, at, taps, sources, offsets, members, stride)
+    y = _forward_fake(x, weight, bias, at, taps, stride)
     if at.numel() * y.size(1) < y.numel():
         y = _plain(x, weight, bias, stride).contiguous(memory_format=torch.channels_last)
     matrix = _matrix(weight)
@@ -142,21 +150,24 @@ def _forward(x, weight, bias, at, taps, sources, offsets, members, stride):
     return y
 
 
-def _dx(dy, weight, at, taps, sources, offsets, members, size, stride):
+def _dx(dy, weight, at, taps, size, stride):
     backend = _backend_of(dy)
     if backend == "reference":
         return reference_dx(dy, weight, at, taps, size, stride).contiguous(memory_format=memory_format(dy))
     rows, rest = _split(backend, dy.contiguous(memory_format=torch.channels_last), at, taps)
+    dx = _dx_fake(dy, weight, at, taps, size, stride)
     if rest is None:
-        dx = _dx_fake(dy, weight, at, taps, sources, offsets, members, size, stride).zero_()
+        dx.zero_()
     else:
-        dx = _plain_dx(rest, weight, size, stride).contiguous(memory_format=torch.channels_last)
-    columns = torch.ops.i2ifast.linear(rows, _matrix(weight).t(), None)
-    _run(backend, "add", dx, columns, sources, offsets, members)
-    return dx
+        dx = _plain_dx(rest, weight, dx, stride).contiguous(memory_format=torch.channels_last)
+    dx = dx.to(accumulation_dtype(dx))  # many small sums
+    matrix = _matrix(weight).t()
+    for some in _pieces(dx, taps):
+        _run(backend, "add", dx, torch.ops.i2ifast.linear(rows[some], matrix, None), taps[some])
+    return dx.to(dy.dtype)
 
 
-def _dweight(x, dy, at, taps, sources, offsets, members, kernel, stride):
+def _dweight(x, dy, at, taps, kernel, stride):
     backend = _backend_of(x)
     if backend == "reference":
         return reference_dweight(x, dy, at, taps, kernel, stride).contiguous(memory_format=torch.channels_last)
@@ -167,7 +178,8 @@ def _dweight(x, dy, at, taps, sources, offsets, members, kernel, stride):
         matrix += torch.ops.i2ifast.linear(rows[some].t(), _gathered(backend, x, taps[some]).t(), None)
     dweight = _weight(matrix, kernel)
     if rest is not None:
-        dweight = dweight + _plain_dweight(x, rest, kernel, stride)
+        like = _dweight_fake(x, dy, at, taps, kernel, stride)
+        dweight = dweight + _plain_dweight(x, rest, like, stride)
     return dweight.to(x.dtype).contiguous(memory_format=torch.channels_last)
 
 
@@ -177,15 +189,15 @@ def _like(x: Tensor, channels: int, size: list[int]) -> Tensor:
     return torch.empty((x.size(0), channels, *size), dtype=x.dtype, device=x.device, memory_format=layout)
 
 
-def _forward_fake(x, weight, bias, at, taps, sources, offsets, members, stride):
+def _forward_fake(x, weight, bias, at, taps, stride):
     return _like(x, weight.size(0), [(size - 1) // stride + 1 for size in x.shape[2:]])
 
 
-def _dx_fake(dy, weight, at, taps, sources, offsets, members, size, stride):
+def _dx_fake(dy, weight, at, taps, size, stride):
     return _like(dy, weight.size(1), size)
 
 
-def _dweight_fake(x, dy, at, taps, sources, offsets, members, kernel, stride):
+def _dweight_fake(x, dy, at, taps, kernel, stride):
     shape = (dy.size(1), x.size(1), kernel, kernel)
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
@@ -201,7 +213,7 @@ def _backward(ctx, dy: Tensor):
     op = torch.ops.i2ifast
     dx = op.panoptic_conv_dx(dy, weight, *lists, x.shape[2:], ctx.stride) if need_x else None
     dweight = op.panoptic_conv_dweight(x, dy, *lists, weight.size(2), ctx.stride) if need_weight else None
-    return dx, dweight, dy.sum((0, 2, 3)) if need_bias else None, *[None] * 6
+    return dx, dweight, dy.sum((0, 2, 3)) if need_bias else None, None, None, None
 
 
 # The three are linear in each argument, and each one's derivatives are the other two.
@@ -214,16 +226,16 @@ def _backward_of_dx(ctx, g: Tensor):
     dy, weight, *lists = ctx.saved_tensors
     ddy = torch.ops.i2ifast.panoptic_conv(g, weight, None, *lists, ctx.stride)
     dweight = torch.ops.i2ifast.panoptic_conv_dweight(g, dy, *lists, weight.size(2), ctx.stride)
-    return ddy, dweight, *[None] * 7
+    return ddy, dweight, *[None] * 4
 
 
 def _backward_of_dweight(ctx, g: Tensor):
     x, dy, *lists = ctx.saved_tensors
     dx = torch.ops.i2ifast.panoptic_conv_dx(dy, g, *lists, x.shape[2:], ctx.stride)
-    return dx, torch.ops.i2ifast.panoptic_conv(x, g, None, *lists, ctx.stride), *[None] * 7
+    return dx, torch.ops.i2ifast.panoptic_conv(x, g, None, *lists, ctx.stride), *[None] * 4
 
 
-_LISTS = "Tensor at, Tensor taps, Tensor sources, Tensor offsets, Tensor members"
+_LISTS = "Tensor at, Tensor taps"
 define(
     "panoptic_conv", f"(Tensor x, Tensor weight, Tensor? bias, {_LISTS}, int stride) -> Tensor", _forward, _forward_fake
 )
