@@ -6,29 +6,15 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from .. import _backend
+from . import _panoptic_rows as kernels
 from ._op import accumulation_dtype, autograd, check_4d, check_device, check_shape, define, memory_format
 from ._panoptic import PanopticWindows
-
-COLUMNS = 1 << 20  # elements of gathered windows that exist at a time on a CPU: they stay in its cache
-
-
-def _pixels(x: Tensor) -> Tensor:
-    """[N, C, H, W] as [N * H * W, C]: a view where x is channels_last."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.size(1))
-
-
-def _image(pixels: Tensor, like: Tensor) -> Tensor:
-    return pixels.view(like.size(0), *like.shape[2:], pixels.size(1)).permute(0, 3, 1, 2)
-
-
-def _matrix(weight: Tensor) -> Tensor:
-    """[O, C, k, k] as [O, k * k * C]."""
-    return weight.permute(0, 2, 3, 1).reshape(weight.size(0), -1)
+from ._panoptic_rows import image_of, matrix_of, pixels_of, weight_of
 
 
 def _columns(x: Tensor, taps: Tensor) -> Tensor:
     """What the taps of each window show, [B, k * k * C]: 0 where they do not count."""
-    return _pixels(x)[taps.clamp(min=0)].masked_fill((taps < 0)[..., None], 0).flatten(1)
+    return pixels_of(x)[taps.clamp(min=0)].masked_fill((taps < 0)[..., None], 0).flatten(1)
 
 
 def _ratio(taps: Tensor, x: Tensor) -> Tensor:
@@ -39,148 +25,61 @@ def _ratio(taps: Tensor, x: Tensor) -> Tensor:
 def reference_forward(x: Tensor, weight: Tensor, bias: Tensor | None, at: Tensor, taps: Tensor, stride: int) -> Tensor:
     wide, w = (t.to(accumulation_dtype(x)) for t in (x, weight))
     y = F.conv2d(wide, w, None, stride, weight.size(2) // 2)
-    rows = F.linear(_columns(wide, taps), _matrix(w)) * _ratio(taps, wide)
-    y = _image(_pixels(y).index_copy(0, at.long(), rows), y)
+    rows = F.linear(_columns(wide, taps), matrix_of(w)) * _ratio(taps, wide)
+    y = image_of(pixels_of(y).index_copy(0, at.long(), rows), y)
     return (y if bias is None else y + bias.to(y.dtype)[:, None, None]).to(x.dtype)
 
 
 def _taken(dy: Tensor, at: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
     """dy at the listed windows times their ratio, [B, O], and dy with zeros in their place."""
-    pixels = _pixels(dy)
-    return pixels[at.long()] * _ratio(taps, dy), _image(pixels.index_fill(0, at.long(), 0), dy)
+    pixels = pixels_of(dy)
+    return pixels[at.long()] * _ratio(taps, dy), image_of(pixels.index_fill(0, at.long(), 0), dy)
 
 
 def reference_dx(dy: Tensor, weight: Tensor, at: Tensor, taps: Tensor, size: list[int], stride: int) -> Tensor:
     wide, w = (t.to(accumulation_dtype(dy)) for t in (dy, weight))
     rows, rest = _taken(wide, at, taps)
     dx = conv2d_input((dy.size(0), w.size(1), *size), w, rest, stride, w.size(2) // 2)
-    columns = (rows @ _matrix(w)).view(*taps.shape, w.size(1)).masked_fill((taps < 0)[..., None], 0)
-    pixels = _pixels(dx).index_add(0, taps.clamp(min=0).flatten(), columns.flatten(0, 1))
-    return _image(pixels, dx).to(dy.dtype)
+    columns = (rows @ matrix_of(w)).view(*taps.shape, w.size(1)).masked_fill((taps < 0)[..., None], 0)
+    pixels = pixels_of(dx).index_add(0, taps.clamp(min=0).flatten(), columns.flatten(0, 1))
+    return image_of(pixels, dx).to(dy.dtype)
 
 
 def reference_dweight(x: Tensor, dy: Tensor, at: Tensor, taps: Tensor, kernel: int, stride: int) -> Tensor:
     wide, wide_dy = (t.to(accumulation_dtype(x)) for t in (x, dy))
     rows, rest = _taken(wide_dy, at, taps)
     dweight = conv2d_weight(wide, (dy.size(1), x.size(1), kernel, kernel), rest, stride, kernel // 2)
-    return dweight.add(_weight(rows.t() @ _columns(wide, taps), kernel)).to(x.dtype)
-
-
-def _weight(matrix: Tensor, kernel: int) -> Tensor:
-    return matrix.view(matrix.size(0), kernel, kernel, -1).permute(0, 3, 1, 2)
+    return dweight.add(weight_of(rows.t() @ _columns(wide, taps), kernel)).to(x.dtype)
 
 
 def _backend_of(x: Tensor) -> str:
     return "reference" if x.numel() == 0 else _backend.choose("panoptic_conv", "panoptic_gather", x)
 
 
-def _run(backend: str, name: str, *args: Tensor) -> None:
-    _backend.kernel(backend, "panoptic_conv", f"panoptic_{name}")(*args)
-
-
-def _pieces(x: Tensor, taps: Tensor) -> list[slice]:
-    """The windows a few at a time on a CPU, at once elsewhere."""
-    step = max(1, COLUMNS // (taps.size(1) * x.size(1))) if x.device.type == "cpu" else max(1, taps.size(0))
-    return [slice(i, i + step) for i in range(0, taps.size(0), step)]
-
-
-def _gathered(backend: str, x: Tensor, taps: Tensor) -> Tensor:
-    columns = x.new_empty((taps.size(0), taps.size(1) * x.size(1)))
-    _run(backend, "gather", x, taps, columns)
-    return columns
-
-
-def _split(backend: str, dy: Tensor, at: Tensor, taps: Tensor) -> tuple[Tensor, Tensor | None]:
-    """As `_taken`; no rest where every window is listed."""
-    rows = dy.new_empty((at.numel(), dy.size(1)))
-    _run(backend, "take", dy, at, taps, rows)
-    if at.numel() == dy.numel() // dy.size(1):
-        return rows, None
-    rest = dy.clone()
-    _pixels(rest).index_fill_(0, at.long(), 0)
-    return rows, rest
-
-
-def _empty(x: Tensor, channels: int, size: list[int], layout: torch.memory_format = torch.channels_last) -> Tensor:
-    return torch.empty((x.size(0), channels, *size), dtype=x.dtype, device=x.device, memory_format=layout)
-
-
-def _size(x: Tensor, stride: int) -> list[int]:
-    return [(s - 1) // stride + 1 for s in x.shape[2:]]
-
-
-def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
-    if (weight.size(2), stride) == (3, 1):
-        return torch.ops.i2ifast.conv3x3(x, weight, bias)
-    return F.conv2d(x, weight, bias, stride, weight.size(2) // 2)
-
-
-def _plain_backward(dy: Tensor, x: Tensor, weight: Tensor, stride: int, wanted: list[bool]) -> list[Tensor | None]:
-    """torch.nn.grad's, but in the layout of x and weight, of which only that is looked at where it is not needed."""
-    two, pad = [stride, stride], [weight.size(2) // 2] * 2
-    return torch.ops.aten.convolution_backward(
-        dy, x, weight, None, two, pad, [1, 1], False, [0, 0], 1, [*wanted, False]
-    )
-
-
-def _plain_dx(dy: Tensor, weight: Tensor, x: Tensor, stride: int) -> Tensor:
-    if (weight.size(2), stride) == (3, 1):
-        return torch.ops.i2ifast.conv3x3_dx(dy, weight)
-    return _plain_backward(dy, x, weight, stride, [True, False])[0]
-
-
-def _plain_dweight(x: Tensor, dy: Tensor, weight: Tensor, stride: int) -> Tensor:
-    if (weight.size(2), stride) == (3, 1):
-        return torch.ops.i2ifast.conv3x3_dweight(x, dy)
-    return _plain_backward(dy, x, weight, stride, [False, True])[1]
-
-
 def _forward(x, weight, bias, at, taps, stride):
     backend = _backend_of(x)
     if backend == "reference":
         return reference_forward(x, weight, bias, at, taps, stride).contiguous(memory_format=memory_format(x))
-    x = x.contiguous(memory_format=torch.channels_last)
     y = _forward_fake(x, weight, bias, at, taps, stride)
-    if at.numel() * y.size(1) < y.numel():
-        y = _plain(x, weight, bias, stride).contiguous(memory_format=torch.channels_last)
-    matrix = _matrix(weight)
-    for some in _pieces(x, taps):
-        rows = torch.ops.i2ifast.linear(_gathered(backend, x, taps[some]), matrix, None)
-        _run(backend, "put", y, rows, bias, at[some], taps[some])
-    return y
+    return kernels.forward(backend, x.contiguous(memory_format=torch.channels_last), weight, bias, at, taps, stride, y)
 
 
 def _dx(dy, weight, at, taps, size, stride):
     backend = _backend_of(dy)
     if backend == "reference":
         return reference_dx(dy, weight, at, taps, size, stride).contiguous(memory_format=memory_format(dy))
-    rows, rest = _split(backend, dy.contiguous(memory_format=torch.channels_last), at, taps)
     dx = _dx_fake(dy, weight, at, taps, size, stride)
-    if rest is None:
-        dx.zero_()
-    else:
-        dx = _plain_dx(rest, weight, dx, stride).contiguous(memory_format=torch.channels_last)
-    dx = dx.to(accumulation_dtype(dx))  # many small sums
-    matrix = _matrix(weight).t()
-    for some in _pieces(dx, taps):
-        _run(backend, "add", dx, torch.ops.i2ifast.linear(rows[some], matrix, None), taps[some])
-    return dx.to(dy.dtype)
+    return kernels.dx(backend, dy.contiguous(memory_format=torch.channels_last), weight, at, taps, stride, dx)
 
 
 def _dweight(x, dy, at, taps, kernel, stride):
     backend = _backend_of(x)
     if backend == "reference":
-        return reference_dweight(x, dy, at, taps, kernel, stride).contiguous(memory_format=torch.channels_last)
-    x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))
-    rows, rest = _split(backend, dy, at, taps)
-    matrix = x.new_zeros((dy.size(1), taps.size(1) * x.size(1)), dtype=accumulation_dtype(x))
-    for some in _pieces(x, taps):
-        matrix += torch.ops.i2ifast.linear(rows[some].t(), _gathered(backend, x, taps[some]).t(), None)
-    dweight = _weight(matrix, kernel)
-    if rest is not None:
-        like = _dweight_fake(x, dy, at, taps, kernel, stride)
-        dweight = dweight + _plain_dweight(x, rest, like, stride)
-    return dweight.to(x.dtype).contiguous(memory_format=torch.channels_last)
+        dweight = reference_dweight(x, dy, at, taps, kernel, stride)
+    else:
+        x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))
+        dweight = kernels.dweight(backend, x, dy, at, taps, stride, _dweight_fake(x, dy, at, taps, kernel, stride))
+    return dweight.contiguous(memory_format=torch.channels_last)
 
 
 def _like(x: Tensor, channels: int, size: list[int]) -> Tensor:
