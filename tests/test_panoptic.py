@@ -10,6 +10,7 @@ from torch import Tensor
 
 from i2ifast import ops
 from i2ifast.nn import PanopticConv2d, PanopticPlan, PanopticUpsample
+from i2ifast.nn.panoptic import panoptic_plan
 from i2ifast.testing.panoptic import unfolded
 
 MODES = ("nearest3x3", "window2x2", "bilinear2x2")
@@ -124,21 +125,19 @@ def test_one_id_is_the_plain_convolution_inside():
 
 
 def test_other_segments_do_not_reach_a_segment():
-    """Not even their infinities and NaN."""
-    ids = torch.zeros(1, 12, 12, dtype=torch.int64)
-    ids[..., 5:7] = 1
-    x = normal(1, 16, 12, 12)
-    conv = PanopticConv2d(16, 64, 3)
+    """Not even their infinities and NaN, where the plain convolution is a direct one."""
+    ids = torch.zeros(1, 12, 13, dtype=torch.int64)
+    ids[..., 6:8] = 1
+    x = normal(1, 6, 12, 13)
+    conv = PanopticConv2d(6, 5, 3)
     clean = conv(x, ids)
-    x[..., 5], x[..., 6] = float("nan"), float("inf")
+    x[..., 6], x[..., 7] = float("nan"), float("inf")
     there = (ids == 0)[:, None].expand_as(clean)
     assert torch.equal(conv(x, ids)[there], clean[there])
 
 
 def test_layers_share_the_plan_of_a_tensor():
     ids = id_map("noise", 1, 16, 16)
-    from i2ifast.nn.panoptic import panoptic_plan
-
     plan = panoptic_plan(ids)
     assert panoptic_plan(ids) is plan and plan.level((8, 8)) is plan.level((8, 8))
     assert torch.equal(plan.level((8, 8)).ids, ids[:, ::2, ::2])
@@ -162,6 +161,36 @@ def test_holes_are_filled_by_the_convolution_of_the_map(mode):
     pairs = zip(torch.autograd.grad(y, leaves, dy), torch.autograd.grad(expected, leaves, dy), strict=True)
     for ours, theirs in ((y, expected), *pairs):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_layers_compile_around_a_plan():
+    """In one graph, once the plan holds what they need."""
+    torch.compiler.reset()
+    plan, seg = PanopticPlan(id_map("noise", 2, 12, 16)), normal(2, 4, 12, 16)
+    conv, up = PanopticConv2d(6, 5, 3), PanopticUpsample(fill=PanopticConv2d(4, 5, 3))
+
+    def layers(x: Tensor) -> Tensor:
+        return up(conv(x, plan), plan, seg)[0]
+
+    x = normal(2, 6, 6, 8).requires_grad_()
+    expected = layers(x)
+    found = torch.compile(layers, fullgraph=True, backend="aot_eager", dynamic=False)(x)
+    leaves = [x, *conv.parameters(), *up.parameters()]
+    dy = normal(*expected.shape, seed=1)
+    pairs = zip(torch.autograd.grad(found, leaves, dy), torch.autograd.grad(expected, leaves, dy), strict=True)
+    for ours, theirs in ((found, expected), *pairs):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_layouts_and_empty_batches(dtype):
+    for n, layout in ((2, torch.channels_last), (2, torch.contiguous_format), (0, torch.contiguous_format)):
+        ids = id_map("noise", n, 8, 6) if n else torch.zeros(0, 8, 6, dtype=torch.int64)
+        x = normal(n, 6, 4, 3).to(dtype).contiguous(memory_format=layout)
+        y, valid = PanopticUpsample(fill=PanopticConv2d(3, 6, 3))(x, ids, normal(n, 3, 8, 6))
+        z = PanopticConv2d(6, 4, 3, stride=2)(y, ids)
+        assert y.dtype is z.dtype is dtype and valid.shape == ids.shape and z.shape == (n, 4, 4, 3)
+        assert y.is_contiguous(memory_format=layout) and y.isfinite().all() and z.isfinite().all()
 
 
 def test_errors_name_value_and_limit():

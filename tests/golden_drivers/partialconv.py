@@ -17,6 +17,13 @@ def found(case: Case, variant: str, backend: str, folder: Path) -> dict[str, Ten
     return loss(case, folder) if "VGG16" in case.meta["nets"] else layers(case)
 
 
+def check_keys(recorded: dict[str, dict[str, list[str]]]) -> None:
+    """state_dict keys and ranks; sizes are recorded as words."""
+    keys = recorded["PartialConv2d"]
+    found = PartialConv2d(4, 6, 3, groups=2).state_dict()
+    assert {key: value.dim() for key, value in found.items()} == {key: len(shape) for key, shape in keys.items()}
+
+
 def layers(case: Case) -> dict[str, Tensor]:
     values = {}
     for i, options in enumerate(case.options["cases"]):
