@@ -77,11 +77,13 @@ def loss(case: Case, folder: Path) -> dict[str, Tensor]:
             features = layers(features)
             values |= {f"gram.{which}.{i}": gram(features), f"gram.{i}": gram(features)}
 
+    numbers = sorted({re.findall(r"[0-9]", name)[-1] for name in case.names if "gram" in name})
+
     def value(name: str) -> Tensor:
         """By what the name contains: the term, or `gram` and the number of the feature, of the output or the target."""
         if "gram" in name:
             which = "target." if re.search(r"target|\by\b", name) else ""
-            return values[f"gram.{which}{re.findall(r'[0-9]', name)[-1]}"]
+            return values[f"gram.{which}{numbers.index(re.findall(r'[0-9]', name)[-1])}"]
         return values[next(key for key in ("grad", "style", "vgg", "tot") if key in name)].detach()
 
     return {name: value(name) for name in case.names}
