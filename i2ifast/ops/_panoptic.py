@@ -39,9 +39,11 @@ def check_ids(name: str, ids: Tensor) -> None:
 
 
 def panoptic_taps(ids: Tensor, at: Tensor, kernel: int, stride: int = 1) -> Tensor:
-    """[B, kernel * kernel] int32: the pixel of `ids` at each tap of the windows `at`, -1 where that is none of the
-    centre's segment. `at` [B] numbers pixels of the output of a convolution with padding kernel // 2."""
-    n, h, w = ids.shape
+    """The pixel of `ids` at each tap of the windows `at`, -1 where it is not of the centre's segment.
+
+    at [B]: pixels of the output of a convolution with padding kernel // 2. Returns [B, kernel * kernel] int32.
+    """
+    _, h, w = ids.shape
     rows, columns = _outputs(h, stride), _outputs(w, stride)
     at = at.long()
     reach = torch.arange(kernel, device=ids.device) - kernel // 2
