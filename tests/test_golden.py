@@ -9,7 +9,8 @@ system that is an operation, or does not fit the System contract), else by `gold
     nets_of(system, options) -> dict[str, nn.Module]         optional: the networks of a file of keys, at its options
 
 `found` gives a value for every name that the case records, None for what this variant does not have. `folder` is a
-place for files. A driver may give an empty dict for a trajectory that it compared in a way of its own.
+place for files. A driver may give an empty dict for a trajectory that it compared in a way of its own, and may have a
+`check_keys(recorded)` for a system that is no System.
 """
 
 import importlib
@@ -91,6 +92,9 @@ def test_keys(keys_file: Path) -> None:
     """state_dict keys and shapes at the originals' own widths; the system is the name of the file's folder."""
     recorded = json.loads(keys_file.read_text())
     name = keys_file.parent.name
+    if check := getattr(driver_of(name), "check_keys", None):
+        check(recorded)
+        return
     nets_of = getattr(driver_of(name), "nets_of", golden_system.nets_of)
     with torch.device("meta"):
         nets = nets_of(name, recorded["_config"])

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from test_ops import assert_within_twice, run, truth_of
 from torch import Tensor
 
 import i2ifast
@@ -188,6 +189,22 @@ def test_gather_sum(width, dtype):
     _check(*([t.double() for t in results[name]] for name in ("triton", "reference", "truth")), dtype)
 
 
+PANOPTIC = [c for c in CASES if c.name.startswith("panoptic")]
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("shape", [(2, 33, 5, 6), (3, 8, 1, 1), (1, 130, 3, 4)], ids=str)
+@pytest.mark.parametrize("case", PANOPTIC if INTERPRETED else [], ids=lambda c: c.name)
+def test_panoptic(case, shape, channels_last):
+    for dtype in (torch.float32, torch.bfloat16):
+        tensors = inputs(case, shape, dtype)
+        if channels_last:
+            tensors["x"] = tensors["x"].contiguous(memory_format=torch.channels_last)
+        with i2ifast.use_backend("triton"):
+            found = run(case.ours, tensors)
+        assert_within_twice(found, run(case.plain, tensors), truth_of(case, tensors), dtype)
+
+
 @pytest.mark.parametrize("iterations", [0, 1, 2] if INTERPRETED else [])
 @pytest.mark.parametrize("shape", [(130, 70, 1, 3), (3, 5), (70, 8, 3, 3)], ids=str)
 def test_spectral_weight(shape, iterations):
@@ -283,6 +300,12 @@ REGISTERS = {
     "positional_norm._apply": 80,
     "positional_norm._gradients": 144,
     "gather_sum._gather": 48,
+    "panoptic_conv._gather": 40,
+    "panoptic_conv._put": 64,
+    "panoptic_conv._take": 64,
+    "panoptic_conv._add": 48,
+    "panoptic_upsample._copy": 40,
+    "panoptic_upsample._sum": 64,
     "spectral_weight._product": 48,
     "spectral_weight._normalise": 80,
     "spectral_weight._divide": 24,
@@ -347,6 +370,19 @@ def _launches(channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> dict[str,
     kernel("positional_norm")(x, maps, 1e-5, 0.2, x)
     kernel("positional_norm", "positional_norm_backward")(x, x, maps, 1e-5, 0.2, x, maps)
     kernel("gather_sum")(table, offsets, index, table)
+    rows, wide = (
+        torch.zeros((1000, c), dtype=torch.bfloat16),
+        torch.zeros((n, c, h, w)).to(memory_format=torch.channels_last),
+    )
+    last, columns = x.contiguous(memory_format=torch.channels_last), torch.zeros((1000, 9 * c), dtype=torch.bfloat16)
+    taps, large = torch.zeros((1000, 9)).int(), torch.zeros((n, c, 2 * h, 2 * w), dtype=torch.bfloat16)
+    large, source = large.contiguous(memory_format=layout), torch.zeros((n, 2 * h, 2 * w), dtype=torch.int32)
+    kernel("panoptic_conv", "panoptic_gather")(last, taps, columns)
+    kernel("panoptic_conv", "panoptic_put")(last, rows, rows[0], index, taps)
+    kernel("panoptic_conv", "panoptic_take")(last, index, taps, rows)
+    kernel("panoptic_conv", "panoptic_add")(wide, columns, taps)
+    kernel("panoptic_upsample")(x, source, large)
+    kernel("panoptic_upsample", "panoptic_upsample_dx")(large, offsets, index, x)
     kernel("spectral_weight")(weight, u, v, 1, 1e-12, weight, u, v, sigma)
     kernel("spectral_weight", "spectral_weight_backward")(weight, weight, u, v, sigma, weight)
     return found

@@ -9,6 +9,9 @@ from .fade import FADE, FAdaIN, FADEResnetBlock
 from .instance import AdaIN, InstanceNormAct
 from .label_conv import label_conv2d
 from .layer import ILN, AdaILN, ConditionalNorm, LayerNorm, minibatch_std
+from .panoptic import PanopticConv2d, PanopticPlan, PanopticUpsample
+from .partial_conv import PartialConv2d, PartialConv3d
+from .partial_loss import VGG16PartialLoss
 from .positional import PositionalNorm2d, ReflectionSPADE
 from .spade import SPADE, SPADEResnetBlock
 from .spectral import spectral_norm
@@ -27,12 +30,18 @@ __all__ = [
     "ILN",
     "InstanceNormAct",
     "LayerNorm",
+    "PanopticConv2d",
+    "PanopticPlan",
+    "PanopticUpsample",
+    "PartialConv2d",
+    "PartialConv3d",
     "PositionalNorm2d",
     "ReflectionSPADE",
     "SPADE",
     "SPADEResnetBlock",
     "SelfAttention",
     "UpsampleConv2d",
+    "VGG16PartialLoss",
     "bake",
     "label_conv2d",
     "losses",

@@ -1,5 +1,6 @@
 """Fused ops. Each is a few lines of differentiable PyTorch (the reference) with optional kernels for CPU and CUDA."""
 
+from ._panoptic import PanopticSources, PanopticWindows, panoptic_sources, panoptic_windows
 from .conv3x3 import PackedConv3x3, conv3x3
 from .dynamic_conv import dynamic_conv
 from .feature_matching import feature_matching
@@ -18,12 +19,16 @@ from .moments import (
     moments,
     no_statistics,
 )
+from .panoptic_conv import panoptic_conv
+from .panoptic_upsample import panoptic_upsample
 from .positional_norm import positional_norm
 from .spectral_weight import spectral_weight
 
 __all__ = [
     "PackedConv3x3",
     "PackedLinear",
+    "PanopticSources",
+    "PanopticWindows",
     "Segments",
     "Statistics",
     "batch_statistics",
@@ -41,6 +46,10 @@ __all__ = [
     "modulate_table",
     "moments",
     "no_statistics",
+    "panoptic_conv",
+    "panoptic_sources",
+    "panoptic_upsample",
+    "panoptic_windows",
     "positional_norm",
     "spectral_weight",
 ]
