@@ -5,6 +5,8 @@ from .gather_sum import gather_sum
 from .label_patches import label_patches
 from .linear import PackedLinear, linear
 from .modulate import modulate
+from .modulate_mix import mix_sums, modulate_mix
+from .modulate_region import modulate_region
 from .modulate_style import modulate_style
 from .modulate_table import Segments, modulate_table
 from .moments import (
@@ -15,11 +17,13 @@ from .moments import (
     moments,
     no_statistics,
 )
+from .region_moments import RegionStatistics, region_moments, region_statistics
 from .spectral_weight import spectral_weight
 
 __all__ = [
     "PackedConv3x3",
     "PackedLinear",
+    "RegionStatistics",
     "Segments",
     "Statistics",
     "batch_statistics",
@@ -29,10 +33,15 @@ __all__ = [
     "instance_statistics",
     "label_patches",
     "linear",
+    "mix_sums",
     "modulate",
+    "modulate_mix",
+    "modulate_region",
     "modulate_style",
     "modulate_table",
     "moments",
     "no_statistics",
+    "region_moments",
+    "region_statistics",
     "spectral_weight",
 ]

@@ -1,0 +1,143 @@
+"""Region normalisation: against its published formulation, for any map of ids, and pooling by region."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from plain import blocks, gradients, normal
+from torch import Tensor, nn
+
+from i2ifast import labels, use_backend
+from i2ifast.nn import RN, RN_B, RN_L, RegionNorm, region_average_pool, region_means
+
+X = normal(2, 6, 16, 12)
+IDS = blocks(2, 16, 12, 5)  # [N, H, W]
+
+
+def published(x: Tensor, mask: Tensor, eps: float = 1e-5) -> Tensor:
+    """RN(x * mask) + RN(x * (1 - mask)): each side fills the other with its mean and is batch-normalised."""
+    total = 0
+    for m in (mask, 1 - mask):
+        count = m.sum((0, 2, 3), keepdim=True)
+        count = torch.where(count == 0, torch.ones_like(count), count)
+        mean = (x * m).sum((0, 2, 3), keepdim=True) / count
+        filled = x * m + (1 - m) * mean
+        pixels = x.numel() / x.size(1)
+        total = total + F.batch_norm(filled, None, None, training=True, eps=eps) * torch.sqrt(count / pixels)
+    return total
+
+
+class PlainRN(nn.Module):
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return published(x, mask)
+
+
+class PlainRNB(RN_B):
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        mask = F.interpolate(mask, size=x.shape[2:])
+        by_channel = [getattr(self, n)[:, None, None] for n in ("foreground_gamma", "background_gamma")]
+        scale = mask * (1 + by_channel[0]) + (1 - mask) * (1 + by_channel[1])
+        shift = (self.foreground_beta + self.background_beta)[:, None, None]
+        return F.leaky_relu(published(x, mask) * scale + shift, 0.2)
+
+
+class PlainRNL(RN_L):
+    def forward(self, x: Tensor) -> Tensor:
+        importance, gamma, beta = self.sa(x)
+        return F.leaky_relu(published(x, (importance >= self.threshold).to(x.dtype)) * (1 + gamma) + beta, 0.2)
+
+
+def pair(kind: str) -> tuple[nn.Module, nn.Module, tuple]:
+    mask = torch.zeros(2, 1, 32, 24)
+    mask[0, :, 4:20, 3:11] = 1
+    mask[1, :, 20:, 6:14] = 1
+    torch.manual_seed(0)
+    if kind == "core":
+        return RN(6), PlainRN(), (mask[:, :, ::2, ::2].contiguous(),)
+    if kind == "empty":
+        return RN_B(6, 0.2), PlainRNB(6), (torch.zeros_like(mask),)
+    if kind == "basic":
+        return RN_B(6, 0.2), PlainRNB(6), (mask,)
+    return RN_L(6, 0.5, act=0.2), PlainRNL(6, 0.5), ()
+
+
+@pytest.mark.parametrize("kind", ["core", "basic", "empty", "learned"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+def test_rn_is_its_published_formulation(kind, layout, backend):
+    ours, plain, condition = pair(kind)
+    with torch.no_grad():
+        for i, parameter in enumerate(ours.parameters()):
+            parameter.add_(0.3 * normal(*parameter.shape, seed=i))
+    plain.load_state_dict(ours.state_dict())
+    x = (X * torch.arange(1, 7)[:, None, None] + 3).contiguous(memory_format=layout)
+    expected = gradients(plain.double(), x.double(), *(c.double() for c in condition))
+    with use_backend(backend):
+        found = gradients(ours, x, *condition)
+    for name, truth in expected.items():
+        torch.testing.assert_close(found[name].double(), truth, rtol=1e-4, atol=1e-5 * (1 + truth.abs().max().item()))
+    assert found["y"].is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("per_sample", [True, False])
+def test_region_norm_normalises_every_region(per_sample):
+    """Any 64-bit ids; mean 0 and variance 1 over each region; affine rows by id."""
+    x, big = 3 * X + 5, (IDS.long() - 2) * 2**60
+    y = RegionNorm(6, per_sample=per_sample)(x, big)
+    groups = [(n, i) for n in range(2) for i in range(5)] if per_sample else [(slice(None), i) for i in range(5)]
+    for n, i in groups:
+        inside = y[n].movedim(-3, -1)[IDS[n] == i]
+        if len(inside) > 1:
+            torch.testing.assert_close(inside.mean(0), torch.zeros(6), atol=1e-5, rtol=0)
+            torch.testing.assert_close(inside.var(0, correction=0), torch.ones(6), atol=1e-3, rtol=0)
+    affine = RegionNorm(6, 5, per_sample)
+    with torch.no_grad():
+        affine.weight.copy_(normal(5, 6))
+        affine.bias.copy_(normal(5, 6, seed=2))
+    scale, shift = (p[IDS.long()].permute(0, 3, 1, 2) for p in (affine.weight, affine.bias))
+    torch.testing.assert_close(affine(x, IDS), y * scale + shift, rtol=1e-5, atol=1e-5)
+
+
+def test_region_norm_takes_maps_of_another_size_and_refuses_ids_without_weight():
+    large = F.interpolate(IDS[:, None].float(), scale_factor=2).long()
+    assert torch.equal(RegionNorm(6)(X, large), RegionNorm(6)(X, IDS))
+    assert torch.equal(RegionNorm(6)(X, labels.regions(large, True)), RegionNorm(6)(X, IDS))
+    with pytest.raises(ValueError, match="id 4: the maximum is 3, the minimum 0"):
+        RegionNorm(6, 4)(X, IDS)
+
+
+def test_regions_are_remembered_until_the_map_changes():
+    ids, norm = IDS.clone(), RegionNorm(6)
+    first = norm(X, ids)
+    assert torch.equal(norm(X, ids), first)
+    ids[:] = 0
+    torch.testing.assert_close(norm(X, ids), F.instance_norm(X), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("per_sample", [True, False])
+def test_regions_of_any_ids(per_sample):
+    maps = torch.tensor([[[7, -(2**63)], [2**63 - 1, 7]], [[7, 7], [7, 0]]])
+    found = labels.regions(maps, per_sample)
+    assert torch.equal(found.values[found.ids.long()], maps)
+    assert found.count == (5 if per_sample else 4) and found.ids.dtype is torch.int32
+    if per_sample:
+        assert found.samples.tolist() == [0, 0, 0, 1, 1]
+    order, offsets = found.segments
+    assert torch.equal(
+        found.ids.flatten()[order.long()], torch.arange(found.count).repeat_interleave(offsets.diff()).int()
+    )
+    with pytest.raises(TypeError, match="expected integers"):
+        labels.regions(maps.float())
+
+
+def test_pooling_by_region():
+    x = X.clone().requires_grad_()
+    means, pooled = region_means(x, IDS, 7), region_average_pool(x, IDS)
+    grads = [torch.autograd.grad(y.square().sum(), x, retain_graph=True)[0] for y in (means, pooled)]
+    one_hot = F.one_hot(IDS.long(), 7).double()
+    count = one_hot.sum((1, 2)).clamp(min=1)[..., None]
+    z = X.double().requires_grad_()
+    expected = torch.einsum("nhwr,nchw->nrc", one_hot, z) / count
+    spread = torch.einsum("nhwr,nrc->nchw", one_hot, expected)
+    truths = [torch.autograd.grad(y.square().sum(), z, retain_graph=True)[0] for y in (expected, spread)]
+    for ours, truth in zip((means, pooled, *grads), (expected, spread, *truths), strict=True):
+        torch.testing.assert_close(ours.double(), truth, rtol=1e-5, atol=1e-6)
