@@ -62,8 +62,8 @@ void sums(const ModulateRegion& p, int64_t c0, int64_t n) {
 
 template <class T, bool Maps>
 void dx(const ModulateRegion& p, int64_t begin, int64_t end) {
-  // Stored, so that g is rounded as its mean is: what is left of it in a region of one pixel is nothing.
-  float g[kBlock];
+  // Stored, so that dt is rounded as its mean is: what is left of it in a region of one pixel is nothing.
+  float dt[kBlock];
   for (int64_t i = begin; i < end; ++i) {
     const Pixel s(p, i);
     const T *x = static_cast<const T*>(p.x) + i * p.c, *dy = static_cast<const T*>(p.dy) + i * p.c;
@@ -73,14 +73,18 @@ void dx(const ModulateRegion& p, int64_t begin, int64_t end) {
       auto one = [&](int64_t c, int64_t lane) {
         float xhat = (load(x[c0 + c]) - s.mean[c0 + c]) * s.rstd[c0 + c], t = xhat * s.scale[c0 + c] + s.shift[c0 + c];
         float dz = t * s.factor + s.offset > 0 ? load(dy[c0 + c]) : load(dy[c0 + c]) * p.slope;
-        g[c] = dz * s.factor * s.scale[c0 + c];
+        dt[c] = dz * s.factor;
         if (Maps) sum_t[lane] += dz * t, sum[lane] += dz;
       };
       for (; c + kLanes <= n; c += kLanes)
         for (int64_t lane = 0; lane < kLanes; ++lane) one(c + lane, lane);
       for (; c < n; ++c) one(c, c % kLanes);
-      const float* mean_gx = s.shift + p.c + c0;
-      row_dx(g, x + c0, s.mean + c0, s.rstd + c0, mean_gx + p.c, mean_gx, static_cast<T*>(p.dx) + i * p.c + c0, n);
+      const float *mean_dtx = s.shift + p.c + c0, *mean_dt = mean_dtx + p.c;
+      T* dx = static_cast<T*>(p.dx) + i * p.c + c0;
+      for (c = 0; c < n; ++c) {
+        float rstd = s.rstd[c0 + c], xhat = (load(x[c0 + c]) - s.mean[c0 + c]) * rstd;
+        store(dx + c, rstd * s.scale[c0 + c] * (dt[c] - mean_dt[c] - xhat * mean_dtx[c]));
+      }
     }
     if (Maps) p.dmaps[s.map] = static_cast<float>(add_lanes(sum_t)), p.dmaps[s.map + p.pixels] = static_cast<float>(add_lanes(sum));
   }

@@ -13,9 +13,9 @@ struct ModulateRegion {
   const void *x, *dy;
   const int32_t* ids;
   const float* maps;  // [N, 2, HW] or null
-  const float* rows;  // [R, 4C]: mean, rstd, scale, shift; for dx [R, 6C]: also the means of g * xhat and g, g = dt * scale
+  const float* rows;  // [R, 4C]: mean, rstd, scale, shift; for dx [R, 6C]: also the means of dt * xhat and dt
   double* sums;       // [R, 2C]: of dt * xhat and dt
-  void *y, *dx;       // dx = rstd * (g - mean(g) - xhat * mean(g * xhat))
+  void *y, *dx;       // dx = rstd * scale * (dt - mean(dt) - xhat * mean(dt * xhat))
   float* dmaps;
 };
 

@@ -1,8 +1,8 @@
 """Triton kernels of `modulate_region`: t = xhat * scale + shift with rows by index, y = act(t * (1 + gamma) + beta).
 
-Rows are (mean, rstd, scale, shift) of C numbers each, for dx also the means of g * xhat and g, g = dt * scale. maps
-[N, 2, HW] are gamma and beta of a pixel; with a batch taken as one long sample, those of pixel i of all lie at
-i + i // pixels * pixels and `pixels` further on.
+Rows are (mean, rstd, scale, shift) of C numbers each, for dx also the means of dt * xhat and dt. maps [N, 2, HW] are
+gamma and beta of a pixel; with a batch taken as one long sample, gamma of pixel i of all lies at i + i // pixels *
+pixels, beta `pixels` further on.
 """
 
 import torch
@@ -75,8 +75,8 @@ def _dx(
     xhat, t, factor, z = _modulated(x, at, row, maps, places, c[None, :], ok, p_ok, channels, MAPS)
     dz = activation_gradient(load(dy, at, ok), z, slope)
     rstd, scale = load(row, channels + c[None, :], ok), load(row, 2 * channels + c[None, :], ok)
-    mean_gx, mean_g = load(row, 4 * channels + c[None, :], ok), load(row, 5 * channels + c[None, :], ok)
-    store(dx, at, rstd * (dz * factor * scale - mean_g - xhat * mean_gx), ok)
+    mean_dtx, mean_dt = load(row, 4 * channels + c[None, :], ok), load(row, 5 * channels + c[None, :], ok)
+    store(dx, at, rstd * scale * (dz * factor - mean_dt - xhat * mean_dtx), ok)
     if MAPS:
         out = dmaps + tl.program_id(0) % tl.cdiv(channels, BLOCK_C) * all_maps
         tl.store(out + map_at, tl.sum(dz * t, 1), mask=p_ok)

@@ -151,8 +151,8 @@ autograd("mix_dots", _setup, _dots_backward)
 def modulate_mix(x: Tensor, weights: Tensor, table: Tensor) -> Tensor:
     """y[n,c,p] = x * (sum_k weights[n,k,p] table[n,k,c]) + sum_k weights[n,k,p] table[n,k,C+c]
 
-    x [N, C, H, W]; weights [N, K, H, W]; table [N, K, 2C], scales, then shifts. y like x. The mix of the rows exists for
-    the pixels at hand only. Differentiable to any order. Raises ValueError for shapes or devices that do not fit.
+    x [N, C, H, W]; weights [N, K, H, W]; table [N, K, 2C], scales, then shifts. y like x. A mix of rows exists
+    for the pixels at hand only. Differentiable to any order. Raises ValueError for shapes or devices that do not fit.
     """
     check_4d("x", x)
     _check_weights(x, weights)

@@ -48,8 +48,8 @@ def reference_dstyle(dy, x, ids, style, maps, mean, rstd, slope) -> Tensor:
 def reference_dx(dy, x, ids, style, maps, mean, rstd, means, slope) -> tuple[Tensor, Tensor | None]:
     xhat, scale, t, factor, z = _modulated(x, ids, style, maps, mean, rstd)
     dz = activation_gradient(dy.to(xhat.dtype), z, slope)
-    mean_gx, mean_g = lookup(means, ids).chunk(2, 1)
-    dx = lookup(rstd, ids) * (dz * factor * scale - mean_g - xhat * mean_gx)
+    mean_dtx, mean_dt = lookup(means, ids).chunk(2, 1)
+    dx = lookup(rstd, ids) * scale * (dz * factor - mean_dt - xhat * mean_dtx)
     dmaps = None if maps is None else torch.cat([(dz * t).sum(1, True), dz.sum(1, True)], 1).to(maps.dtype)
     return dx.to(x.dtype), dmaps
 
@@ -84,10 +84,8 @@ def _backward(dy, x, ids, style, maps, order, offsets, mean, rstd, count, of_x, 
         _backend.kernel(backend, "modulate_region", "modulate_region_sums")(
             dy, x, ids, maps, *segments, rows, slope, dstyle
         )
-    # g = dt * scale, so its sums over a region are those of dt times scale.
-    pixels = count.clamp(min=1)[:, None]
-    scale = style[:, : x.size(1)]
-    means = dstyle * torch.cat([scale, scale], 1) / pixels if of_x else torch.zeros_like(style)
+    # The scale is constant over a region, so what the statistics contribute follows from the means of dt itself.
+    means = dstyle / count.clamp(min=1)[:, None] if of_x else torch.zeros_like(style)
     if reference:
         dx, dmaps = reference_dx(dy, x, ids, style, maps, mean, rstd, means, slope)
     else:

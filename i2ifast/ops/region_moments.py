@@ -82,7 +82,7 @@ autograd("region_moments", _setup, _backward)
 def region_moments(
     x: Tensor, ids: Tensor, regions: int, segments: Segments | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Number of pixels [R] (a constant), and mean and biased variance [R, C] per channel, of each region of an index map.
+    """Number of pixels [R], and mean and biased variance [R, C] per channel, of each region of an index map.
 
     x [N, C, H, W]; ids [N, H, W] int32 in 0..R-1, R = `regions`: a region is all pixels of its index, also of several
     samples. One pass over x; float32 results for halves and float32, float64 for float64, accumulated around local

@@ -22,6 +22,14 @@ def plain_moments(x: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     return mean, x.new_zeros(REGIONS, x.size(1)).index_add(0, index, squares) / count
 
 
+def largest_factor(x: Tensor, ids: Tensor, style: Tensor | None = None, maps: Tensor | None = None) -> float:
+    """The largest rstd * scale * (1 + gamma) that multiplies a difference in dx."""
+    rows = x.double().movedim(1, -1)
+    rstd = max((rows[ids == r].var(0, correction=0) + 1e-5).rsqrt().max().item() for r in ids.unique())
+    scale = 1.0 if style is None else style[:, : x.size(1)].abs().max().item()
+    return rstd * scale * (1.0 if maps is None else (1 + maps[:, :1]).abs().max().item())
+
+
 def _lookup(rows: Tensor, ids: Tensor) -> Tensor:
     return rows[ids.long()].permute(0, 3, 1, 2)
 

@@ -11,7 +11,8 @@ from i2ifast.models import System
 from i2ifast.nn import RN_B, RN_L
 
 VARIANTS = ("",)
-TERMS = {"D_fake": "d_fake", "D_real": "d_real", "GAN": "g_gan", "L1": "g_l1"}
+# Terms by the recorded names, which are without the weights.
+TERMS = {"D_fake": ("d_fake", 2.0), "D_real": ("d_real", 2.0), "GAN": ("g_gan", 10.0), "L1": ("g_l1", 1.0)}
 
 
 def rectangles(u: Tensor, h: int, w: int) -> Tensor:
@@ -70,24 +71,28 @@ def networks(case: Case) -> dict[str, Tensor]:
     def record(name: str):
         def hook(module: nn.Module, args: tuple, y: Tensor) -> None:
             if name.startswith("G.encoder_in"):  # recorded without the activation, which comes with it here
-                outputs[name.replace("_in", "_relu")] = y
+                # Its second activation serves the first layer too, so that is what was recorded of it.
+                outputs.setdefault(f"G.encoder_relu{max(2, int(name[-1]))}", y.detach())
                 with torch.no_grad():
                     y = _without_act(module, *args)
             outputs.setdefault(name, y.detach().clone())
 
         return hook
 
+    def record_logits(module: nn.Module, args: tuple, logits: Tensor) -> None:
+        name = next((name for name in ("d_real", "d_fake") if name not in outputs), None)
+        if name:
+            outputs[name] = torch.sigmoid(logits.detach())
+
     children = {f"{net}.{name}": m for net in system.nets for name, m in system.nets[net].named_children()}
     handles = [module.register_forward_hook(record(name)) for name, module in children.items()]
+    handles.append(system.nets["D"].register_forward_hook(record_logits))
     batch = system.prepare(batch_of(case))
-    d, g = system.phases
-    for phase in (d, g):
+    for phase in system.phases:
         system.freeze_all_but(phase)
         terms = phase.loss(batch)
         sum(terms.values()).backward()
-        named = {TERMS[name]: value for name, value in terms.items()}
-        weight = 2.0 if phase is d else 1.0  # the two terms are recorded before they are averaged
-        found |= {f"loss.train.{name}": weight * value for name, value in named.items()}
+        found |= {f"loss.train.{TERMS[name][0]}": TERMS[name][1] * value for name, value in terms.items()}
         found[f"loss.train.{phase.name.lower()}"] = sum(terms.values())
         found |= gradients(f"grad.train.{phase.name}", system.nets[phase.name])
     found |= {f"post.train.D.{key}": buffer.clone() for key, buffer in system.nets["D"].named_buffers()}
@@ -126,7 +131,8 @@ def training(case: Case) -> dict[str, Tensor]:
             adam.step()
             series.setdefault(f"traj.{phase.name.lower()}", []).append(sum(terms.values()).detach())
             for name in terms.keys() & {"GAN", "L1"}:
-                series.setdefault(f"traj.{TERMS[name]}", []).append(terms[name].detach())
+                recorded, weight = TERMS[name]
+                series.setdefault(f"traj.{recorded}", []).append(weight * terms[name].detach())
     found = {name: torch.stack(values) for name, values in series.items()}
     for name, net in system.nets.items():
         found |= {f"traj.after.{name}.{key}": p for key, p in net.named_parameters()}
