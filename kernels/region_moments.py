@@ -42,7 +42,14 @@ def _sums(
 
 @on_device
 def region_moments(
-    x: Tensor, ids: Tensor, order: Tensor | None, offsets: Tensor | None, count: Tensor, mean: Tensor, var: Tensor
+    x: Tensor,
+    ids: Tensor,
+    order: Tensor | None,
+    offsets: Tensor | None,
+    count: Tensor,
+    mean: Tensor,
+    low: Tensor,
+    var: Tensor,
 ) -> None:
     regions, channels = mean.shape
     if order is None or offsets is None:
@@ -61,6 +68,7 @@ def region_moments(
         )  # fmt: skip
         add_partials(partials, offsets, sums)
         rest, squares = (sums * share).chunk(2, 1)
-        centre = centre + rest
+        before, centre = centre, centre + rest
     mean.copy_(centre)
+    torch.sub(rest, centre - before, out=low)
     torch.sub(squares, rest * rest, out=var).clamp_(min=0)

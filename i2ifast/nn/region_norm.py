@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..labels import Regions, regions
-from ..ops import RegionStatistics, gather_sum, modulate_region, region_moments, region_statistics
+from ..ops import gather_sum, modulate_region, region_moments, region_statistics
 
 _regions = WeakTensorKeyDictionary()  # tensor -> (its state, its regions)
 
@@ -109,10 +109,7 @@ class RN(nn.Module):
     ) -> Tensor:
         """With `style` [2, 2C] (scale, then shift, of the background and of the mask) and `maps` as modulate_region."""
         ids = (mask[:, 0] > 0.5).int()
-        with torch.no_grad():
-            count, mean, var = region_moments(x, ids, 2)
-            eps = self.eps * ids.numel() / count.clamp(min=1)
-            statistics = RegionStatistics(mean, (var + eps[:, None]).rsqrt(), count, True)
+        statistics = region_statistics(x, ids, 2, self.eps, per_share=True)
         return modulate_region(x, ids, statistics, style, maps, act)
 
 

@@ -14,6 +14,7 @@ class RegionStatistics(NamedTuple):
     """What the pixels of every region are normalised with."""
 
     mean: Tensor  # [R, C]
+    low: Tensor  # [R, C], what the rounding of the mean left: without it a large mean would shift a whole region
     rstd: Tensor  # [R, C]
     count: Tensor  # [R], pixels of each region
     of_x: bool  # they are statistics of x, and gradients flow through them; else constants
@@ -29,30 +30,32 @@ def region_sums(rows: Tensor, ids: Tensor, regions: int) -> Tensor:
     return rows.new_zeros((regions, rows.size(1))).index_add(0, ids.flatten().long(), rows)
 
 
-def reference_forward(x: Tensor, ids: Tensor, regions: int) -> tuple[Tensor, Tensor, Tensor]:
+def reference_forward(x: Tensor, ids: Tensor, regions: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Count, mean and its rounding error, variance."""
     index, rows = ids.flatten().long(), rows_of(x.to(accumulation_dtype(x)))
     count = torch.bincount(index, minlength=regions).to(rows.dtype)
     pixels = count.clamp(min=1)[:, None]
     mean = region_sums(rows, ids, regions) / pixels
     centred = rows - mean[index]
-    rest = region_sums(centred, ids, regions) / pixels  # what the rounding of the mean left
-    return count, mean + rest, region_sums(centred * centred, ids, regions) / pixels - rest * rest
+    rest = region_sums(centred, ids, regions) / pixels
+    low = rest - ((mean + rest) - mean)
+    return count, mean + rest, low.detach(), region_sums(centred * centred, ids, regions) / pixels - rest * rest
 
 
 def _empty(x: Tensor, ids: Tensor, order: Tensor | None, offsets: Tensor | None, regions: int) -> tuple[Tensor, ...]:
     mean = x.new_empty((regions, x.size(1)), dtype=accumulation_dtype(x))
-    return mean.new_empty(regions), mean, torch.empty_like(mean)
+    return mean.new_empty(regions), mean, torch.empty_like(mean), torch.empty_like(mean)
 
 
 def _forward(x, ids, order, offsets, regions):
     backend = _backend.choose("region_moments", "region_moments", x)
     if backend == "reference" or x.numel() == 0:
         return reference_forward(x, ids, regions)
-    count, mean, var = _empty(x, ids, order, offsets, regions)
+    outputs = _empty(x, ids, order, offsets, regions)
     segments = () if backend == "cpu" else (order, offsets)
     x = x.contiguous(memory_format=torch.channels_last)  # the sums of a region read whole pixels
-    _backend.kernel(backend, "region_moments", "region_moments")(x, ids, *segments, count, mean, var)
-    return count, mean, var
+    _backend.kernel(backend, "region_moments", "region_moments")(x, ids, *segments, *outputs)
+    return outputs
 
 
 def _setup(ctx, inputs, output) -> None:
@@ -60,7 +63,7 @@ def _setup(ctx, inputs, output) -> None:
     ctx.save_for_backward(x, ids, *output[:2])
 
 
-def _backward(ctx, _, dmean: Tensor, dvar: Tensor):
+def _backward(ctx, dcount: Tensor, dmean: Tensor, dlow: Tensor, dvar: Tensor):
     x, ids, count, mean = ctx.saved_tensors
     # The mean is a function of x too: a graph of this gradient has to go through it.
     if torch.is_grad_enabled() and x.requires_grad:
@@ -72,7 +75,7 @@ def _backward(ctx, _, dmean: Tensor, dvar: Tensor):
 
 define(
     "region_moments",
-    "(Tensor x, Tensor ids, Tensor? order, Tensor? offsets, int regions) -> (Tensor, Tensor, Tensor)",
+    "(Tensor x, Tensor ids, Tensor? order, Tensor? offsets, int regions) -> (Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _empty,
 )
@@ -92,7 +95,8 @@ def region_moments(
     check_4d("x", x)
     check_ids(x, ids)
     order, offsets = (None, None) if segments is None else segments
-    return torch.ops.i2ifast.region_moments(x, ids.contiguous(), order, offsets, regions)
+    count, mean, _, var = torch.ops.i2ifast.region_moments(x, ids.contiguous(), order, offsets, regions)
+    return count, mean, var
 
 
 def check_ids(x: Tensor, ids: Tensor) -> None:
@@ -103,9 +107,20 @@ def check_ids(x: Tensor, ids: Tensor) -> None:
 
 
 def region_statistics(
-    x: Tensor, ids: Tensor, regions: int, eps: float = 1e-5, segments: Segments | None = None
+    x: Tensor,
+    ids: Tensor,
+    regions: int,
+    eps: float = 1e-5,
+    segments: Segments | None = None,
+    per_share: bool = False,
 ) -> RegionStatistics:
-    """Statistics of every region; rstd = 1 / sqrt(var + eps)."""
+    """Statistics of every region; rstd = 1 / sqrt(var + eps). With `per_share`, eps is divided by the region's share of
+    all pixels.
+    """
+    check_4d("x", x)
+    check_ids(x, ids)
+    order, offsets = (None, None) if segments is None else segments
     with torch.no_grad():
-        count, mean, var = region_moments(x, ids, regions, segments)
-        return RegionStatistics(mean, (var + eps).rsqrt(), count, True)
+        count, mean, low, var = torch.ops.i2ifast.region_moments(x, ids.contiguous(), order, offsets, regions)
+        rest = eps * ids.numel() / count.clamp(min=1)[:, None] if per_share else eps
+        return RegionStatistics(mean, low, (var + rest).rsqrt(), count, True)
