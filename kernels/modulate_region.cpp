@@ -36,6 +36,7 @@ void forward(const ModulateRegion& p, int64_t begin, int64_t end) {
 // threads there are.
 template <class T>
 void sums(const ModulateRegion& p, int64_t c0, int64_t n) {
+  const float slope = p.slope;  // a local, else the choice of dz is no select and nothing vectorises
   float sum_x[kBlock], sum[kBlock];
   int64_t pixels = p.samples * p.pixels;
   for (int64_t i = 0, next; i < pixels; i = next) {
@@ -47,7 +48,7 @@ void sums(const ModulateRegion& p, int64_t c0, int64_t n) {
       const T *x = static_cast<const T*>(p.x) + next * p.c + c0, *dy = static_cast<const T*>(p.dy) + next * p.c + c0;
       for (int64_t c = 0; c < n; ++c) {
         float xhat = (load(x[c]) - mean[c]) * rstd[c], z = (xhat * scale[c] + shift[c]) * s.factor + s.offset;
-        float dt = (z > 0 ? load(dy[c]) : load(dy[c]) * p.slope) * s.factor;
+        float dt = (z > 0 ? load(dy[c]) : load(dy[c]) * slope) * s.factor;
         sum_x[c] += dt * xhat;
         sum[c] += dt;
       }
@@ -63,6 +64,7 @@ void sums(const ModulateRegion& p, int64_t c0, int64_t n) {
 template <class T, bool Maps>
 void dx(const ModulateRegion& p, int64_t begin, int64_t end) {
   // Stored, so that dt is rounded as its mean is: what is left of it in a region of one pixel is nothing.
+  const float slope = p.slope;
   float dt[kBlock];
   for (int64_t i = begin; i < end; ++i) {
     const Pixel s(p, i);
@@ -72,7 +74,7 @@ void dx(const ModulateRegion& p, int64_t begin, int64_t end) {
       int64_t n = p.c - c0 < kBlock ? p.c - c0 : kBlock, c = 0;
       auto one = [&](int64_t c, int64_t lane) {
         float xhat = (load(x[c0 + c]) - s.mean[c0 + c]) * s.rstd[c0 + c], t = xhat * s.scale[c0 + c] + s.shift[c0 + c];
-        float dz = t * s.factor + s.offset > 0 ? load(dy[c0 + c]) : load(dy[c0 + c]) * p.slope;
+        float dz = t * s.factor + s.offset > 0 ? load(dy[c0 + c]) : load(dy[c0 + c]) * slope;
         dt[c] = dz * s.factor;
         if (Maps) sum_t[lane] += dz * t, sum[lane] += dz;
       };
