@@ -13,8 +13,8 @@ REGIONS = 8
 
 
 def rectangle(n: int, h: int, w: int) -> Tensor:
-    mask = torch.zeros(n, 1, h, w)
-    mask[:, :, h // 4 : h // 2, w // 4 : 3 * w // 4] = 1
+    mask = torch.zeros(n, 1, h, w, dtype=torch.bool)
+    mask[:, :, h // 4 : h // 2, w // 4 : 3 * w // 4] = True
     return mask
 
 
@@ -47,7 +47,7 @@ class PlainB(nn.Module):
         self.layer, self.rn = layer, rn
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        p = self.layer
+        p, mask = self.layer, mask.to(x.dtype)
         fore, back = (1 + g[None, :, None, None] for g in (p.foreground_gamma, p.background_gamma))
         shift = (p.foreground_beta + p.background_beta)[None, :, None, None]
         return F.relu(self.rn(x, mask) * (mask * fore + (1 - mask) * back) + shift)

@@ -129,7 +129,8 @@ class RN_B(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         scale = 1 + torch.stack([self.background_gamma, self.foreground_gamma])
         shift = (self.foreground_beta + self.background_beta).expand_as(scale)
-        mask = F.interpolate(mask, size=x.shape[2:], mode="nearest")
+        if mask.shape[2:] != x.shape[2:]:
+            mask = F.interpolate(mask.to(x.dtype), size=x.shape[2:], mode="nearest")
         return self.rn(x, mask, torch.cat([scale, shift], 1), act=self.act)
 
 
