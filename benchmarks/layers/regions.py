@@ -59,7 +59,9 @@ class PlainL(nn.Module):
         self.layer, self.rn = layer, rn
 
     def forward(self, x: Tensor) -> Tensor:
-        importance, gamma, beta = self.layer.sa(x)
+        sa = self.layer.sa
+        importance = torch.sigmoid(sa.conv1(torch.cat([x.mean(1, keepdim=True), x.max(1, keepdim=True).values], 1)))
+        gamma, beta = sa.gamma_conv(importance), sa.beta_conv(importance)
         mask = (importance.detach() >= self.layer.threshold).to(x.dtype)
         return F.relu(self.rn(x, mask) * (1 + gamma) + beta)
 

@@ -46,7 +46,8 @@ def modules(case: Case) -> dict[str, Tensor]:
         y = net(x, *([mask] if name == "RN_B" else []))
         (y * inputs["gy"]).sum().backward()
         found |= {f"out.train.{name}": y, f"grad.train.in.x_{name}": x.grad, **gradients(f"grad.train.{name}", net)}
-    importance, gamma, beta = nets["RN_L"].sa(inputs["x"])
+    importance, maps = nets["RN_L"].sa(inputs["x"])
+    gamma, beta = maps.chunk(2, 1)
     found |= {"out.train.RN_L_map": importance, "out.train.RN_L_gamma": gamma, "out.train.RN_L_beta": beta}
     return found | {"out.train.RN_L_mask": (importance >= case.options["threshold"]).float()}
 
