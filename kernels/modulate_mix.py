@@ -84,7 +84,7 @@ def _dots(
 
 @on_device
 def modulate_mix(x: Tensor, weights: Tensor, weights2: Tensor, table: Tensor, y: Tensor) -> None:
-    sizes, blocks, tiles, across = _sizes(x, weights.size(1), 32, 64)
+    sizes, blocks, tiles, across = _sizes(x, weights.size(1), 16, 64)
     _mix[(x.size(0) * tiles * across,)](x, weights, weights2, table, y, *sizes, **blocks)
 
 

@@ -150,6 +150,8 @@ class System(_system.System):
                     module.weight.mul_(0.1)
                 if module.bias is not None:
                     nn.init.normal_(module.bias, 1e-4)
+        for parameter in self.nets["D"].parameters():
+            nn.init.kaiming_uniform_(parameter, 5**0.5)
 
     def decay(self, epoch: int) -> float:
         return self.config.decay_rate ** (epoch - 1)
