@@ -83,7 +83,7 @@ class Generator(nn.Module):
     def forward(
         self, images: Tensor, mask: Tensor, positions: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Coarse and fine images in [-1, 1], layout of the regions, orthogonality term. `positions`: of AttentiveNorm."""
+        """Coarse and fine images in [-1, 1], layout of the regions, orthogonality term; `positions` as in the layer."""
         images = images * (1 - mask)
         given = torch.cat([torch.ones_like(mask), mask], 1)
         coarse = self.conv18(self.coarse(torch.cat([images, given], 1))).clamp(-1, 1)

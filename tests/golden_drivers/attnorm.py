@@ -75,7 +75,8 @@ def networks(case: Case, layout: torch.memory_format) -> dict[str, Tensor]:
     logits, of_patches = D(image * (1 - mask), mask)
     logits.sum().backward()
     found |= {"out.train.coarse": coarse, "out.train.fine": fine, "out.train.layout": regions}
-    found |= {"loss.train.orth": orthogonality, "out.train.D_patch": logits, "out.train.D_patch_mask": of_patches}
+    found |= {"loss.train.orth": orthogonality, "out.train.D_patch": logits}
+    found["out.train.D_patch_mask"] = F.interpolate(of_patches, size=image.shape[2:])  # recorded at their size
     found |= of_layer(G.sn, "grad.train.G.inpaint_net/sn/", lambda p: p.grad)
     found |= of_convolutions(G, "grad.train.G.inpaint_net/", lambda p: p.grad)
     return found | of_convolutions(D, "grad.train.D.discriminator_local/", lambda p: p.grad)
