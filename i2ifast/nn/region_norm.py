@@ -7,6 +7,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..labels import Regions, regions
 from ..ops import gather_sum, modulate_region, region_moments, region_statistics
+from ..ops._op import memory_format
 
 _regions = WeakTensorKeyDictionary()  # tensor -> (its state, its regions)
 
@@ -22,6 +23,11 @@ def regions_of(maps: Tensor | Regions, per_sample: bool) -> Regions:
     if remembered is None or remembered[0] != state:
         remembered = _regions[maps] = (state, regions(maps, per_sample))
     return remembered[1]
+
+
+def in_rows(x: Tensor) -> Tensor:
+    """x as the CPU kernels read it, so that statistics and modulation share the copy."""
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 
 
 class RegionNorm(nn.Module):
@@ -55,9 +61,11 @@ class RegionNorm(nn.Module):
             found.check_values(self.weight.size(0))
             style = torch.cat([F.embedding(found.values, self.weight), F.embedding(found.values, self.bias)], 1)
         found = found.at(x.shape[2:])
-        segments = found.segments if x.is_cuda else None
+        segments, layout = found.segments if x.is_cuda else None, memory_format(x)
+        x = in_rows(x)
         statistics = region_statistics(x, found.ids, found.count, self.eps, segments)
-        return modulate_region(x, found.ids, statistics, style, act=self.act, segments=segments)
+        y = modulate_region(x, found.ids, statistics, style, act=self.act, segments=segments)
+        return y.contiguous(memory_format=layout)
 
 
 def region_means(x: Tensor, labels: Tensor | Regions, num_regions: int) -> Tensor:
@@ -109,8 +117,9 @@ class RN(nn.Module):
     ) -> Tensor:
         """With `style` [2, 2C] (scale, then shift, of the background and of the mask) and `maps` as modulate_region."""
         ids = (mask[:, 0] > 0.5).int()
+        layout, x = memory_format(x), in_rows(x)
         statistics = region_statistics(x, ids, 2, self.eps, per_share=True)
-        return modulate_region(x, ids, statistics, style, maps, act)
+        return modulate_region(x, ids, statistics, style, maps, act).contiguous(memory_format=layout)
 
 
 class RN_B(nn.Module):

@@ -60,17 +60,25 @@ def _forward(x, ids, order, offsets, regions):
 
 def _setup(ctx, inputs, output) -> None:
     x, ids, *_, ctx.regions = inputs
-    ctx.save_for_backward(x, ids, *output[:2])
+    ctx.save_for_backward(x, ids, *output[:3])
+    ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, dcount: Tensor, dmean: Tensor, dlow: Tensor, dvar: Tensor):
-    x, ids, count, mean = ctx.saved_tensors
-    # The mean is a function of x too: a graph of this gradient has to go through it.
-    if torch.is_grad_enabled() and x.requires_grad:
-        mean = reference_forward(x, ids, ctx.regions)[1]
+def _backward(ctx, dcount: Tensor | None, dmean: Tensor | None, dlow: Tensor | None, dvar: Tensor | None):
+    x, ids, count, mean, low = ctx.saved_tensors
     share = 1 / count.clamp(min=1)[:, None]
-    shift, scale = lookup(torch.cat([dmean * share, 2 * dvar * share], 1), ids).chunk(2, 1)
-    return (shift + scale * (x.to(mean.dtype) - lookup(mean, ids))).to(x.dtype), *[None] * 4
+    shift = torch.zeros_like(mean) if dmean is None else dmean * share
+    if dvar is None:
+        dx = lookup(shift, ids).to(x.dtype)
+    elif torch.is_grad_enabled() and x.requires_grad:
+        # The mean is a function of x too: a graph of this gradient has to go through it.
+        mean = reference_forward(x, ids, ctx.regions)[1]
+        dx = (lookup(shift, ids) + lookup(2 * dvar * share, ids) * (x.to(mean.dtype) - lookup(mean, ids))).to(x.dtype)
+    else:
+        style = torch.cat([2 * dvar * share, shift], 1)
+        constants = None, None, mean, low, torch.ones_like(mean), count, False, 1.0
+        dx = torch.ops.i2ifast.modulate_region(x, ids, style, None, *constants)
+    return dx, *[None] * 4
 
 
 define(
