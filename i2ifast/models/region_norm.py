@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i2ifast.nn import RN_B, RN_L, spectral_norm
+from i2ifast.nn.conv import Conv2d
 
 from . import _system
 from ._losses import cross_entropy
@@ -87,8 +88,8 @@ class Generator(nn.Module):
         self.encoder_conv3, self.encoder_in3 = nn.Conv2d(b, c, 4, 2, 1), RN_B(c, "relu")
         self.middle = nn.Sequential(*(ResnetBlock(c, config.threshold) for _ in range(config.residual_blocks)))
         self.decoder = nn.Sequential(
-            nn.Conv2d(c, 4 * b, 3, padding=1), nn.PixelShuffle(2), RN_L(b, act="relu"), nn.Identity(),
-            nn.Conv2d(b, 4 * a, 3, padding=1), nn.PixelShuffle(2), RN_L(a, act="relu"), nn.Identity(),
+            Conv2d(c, 4 * b, 3, padding=1), nn.PixelShuffle(2), RN_L(b, act="relu"), nn.Identity(),
+            Conv2d(b, 4 * a, 3, padding=1), nn.PixelShuffle(2), RN_L(a, act="relu"), nn.Identity(),
             nn.ReflectionPad2d(3), nn.Conv2d(a, 3, 7),
         )  # fmt: skip
 

@@ -157,7 +157,10 @@ class SelfAware_Affine(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [N, C, H, W] -> the map [N, 1, H, W], and gamma and beta [N, 2, H, W]."""
-        pooled = torch.cat([x.mean(1, keepdim=True), x.max(1, keepdim=True).values], 1)
+        # amax is ten times as fast, but shares its gradient among equal values, where max gives it to the first.
+        learning = torch.is_grad_enabled() and x.requires_grad
+        maximum = x.max(1, keepdim=True).values if learning else x.amax(1, keepdim=True)
+        pooled = torch.cat([x.mean(1, keepdim=True), maximum], 1)
         importance = torch.sigmoid(self.conv1(pooled.contiguous(memory_format=torch.channels_last)))
         gamma, beta = self.gamma_conv, self.beta_conv
         weight, taken = torch.cat([gamma.weight, beta.weight]), importance
