@@ -73,3 +73,11 @@ def test_fresh_layer_is_the_identity_and_refuses_what_it_cannot_do():
         AttentiveNorm(16, form="soft")
     with pytest.raises(ValueError, match="channels=4: expected at least 8"):
         AttentiveNorm(4)
+
+
+def test_compiles_in_one_graph():
+    torch.compiler.reset()
+    net, x, positions = net_of("paper"), normal(2, 16, 6, 5), torch.tensor([3, 3, 29, 0])
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager", dynamic=False)
+    for ours, theirs in zip(compiled(x, positions), net(x, positions), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)

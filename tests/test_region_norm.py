@@ -143,3 +143,29 @@ def test_pooling_by_region():
     truths = [torch.autograd.grad(y.square().sum(), z, retain_graph=True)[0] for y in (expected, spread)]
     for ours, truth in zip((means, pooled, *grads), (expected, spread, *truths), strict=True):
         torch.testing.assert_close(ours.double(), truth, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["basic", "learned", "by ids"])
+def test_compiles_in_one_graph(kind):
+    torch.compiler.reset()
+    net, condition = (RegionNorm(6), (labels.regions(IDS),)) if kind == "by ids" else pair(kind)[::2]
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager", dynamic=False)
+    expected, found = (gradients(f, X, *condition) for f in (net, compiled))
+    for name in ("y", "dx"):
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["basic", "learned"])
+def test_halves(kind, dtype):
+    ours, _, condition = pair(kind)
+    exact = ours(X.to(dtype).float(), *condition)
+    y = ours.to(dtype)(X.to(dtype), *condition)
+    assert y.dtype is dtype and (y.float() - exact).abs().mean() < 4 * torch.finfo(dtype).eps
+
+
+def test_empty_batches_and_single_pixels():
+    assert RN_B(6)(X[:0], torch.zeros(0, 1, 16, 12)).shape == (0, 6, 16, 12)
+    assert RegionNorm(6)(X[:0], IDS[:0]).shape == (0, 6, 16, 12)
+    assert torch.equal(RegionNorm(6)(X[:, :, :1, :1], IDS[:, :1, :1]), torch.zeros(2, 6, 1, 1))
+    assert region_means(X[:0], IDS[:0], 3).shape == (0, 3, 6)

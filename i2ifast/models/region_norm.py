@@ -161,10 +161,17 @@ class System(_system.System):
         """Add `truth`, the image in [0, 1]."""
         return {**batch, "truth": (batch["image"] + 1) / 2}
 
+    def predict(self, batch: Batch) -> Tensor:
+        """The generator's prediction with its graph, also while the generator is frozen."""
+        trained = next(self.nets["G"].parameters()).requires_grad
+        self.nets["G"].requires_grad_(True)
+        fake = self.nets["G"](batch["truth"], batch["mask"])
+        self.nets["G"].requires_grad_(trained)
+        return fake
+
     def discriminator_loss(self, batch: Batch) -> dict[str, Tensor]:
-        with torch.no_grad():
-            fake = self.nets["G"](batch["truth"], batch["mask"])
-        discriminate = self.nets["D"]
+        batch["fake"] = self.predict(batch)  # for the generator's step too, before which it does not change
+        fake, discriminate = batch["fake"].detach(), self.nets["D"]
         real = cross_entropy(discriminate(batch["truth"]), True)
         terms = {"D_real": real / 2, "D_fake": cross_entropy(discriminate(fake), False) / 2}
         carried = {name: copy.grad for name, copy in self._carried.items() if copy.grad is not None}
@@ -175,7 +182,9 @@ class System(_system.System):
 
     def generator_loss(self, batch: Batch) -> dict[str, Tensor]:
         mask, truth = batch["mask"], batch["truth"]
-        fake = self.nets["G"](truth, mask)
+        fake = batch.pop("fake", None)
+        if fake is None or fake.requires_grad != torch.is_grad_enabled():
+            fake = self.predict(batch)
         parameters = {k: p.detach().clone().requires_grad_() for k, p in self.nets["D"].named_parameters()}
         if torch.is_grad_enabled():
             self._carried = parameters

@@ -79,7 +79,7 @@ def region_means(x: Tensor, labels: Tensor | Regions, num_regions: int) -> Tenso
     found = found.at(x.shape[2:])
     _, mean, _ = region_moments(x, found.ids, found.count, found.segments if x.is_cuda else None)
     out = mean.new_zeros(x.size(0) * num_regions, x.size(1))
-    return out.index_copy(0, found.samples * num_regions + found.values, mean).view(x.size(0), num_regions, -1)
+    return out.index_copy(0, found.samples * num_regions + found.values, mean).view(x.size(0), num_regions, x.size(1))
 
 
 def region_average_pool(x: Tensor, maps: Tensor | Regions, per_sample: bool = True) -> Tensor:
