@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from plain import blocks, gradients, normal
 from torch import Tensor, nn
 
-from i2ifast import labels, use_backend
+from i2ifast import labels, models, use_backend
 from i2ifast.nn import RN, RN_B, RN_L, RegionNorm, region_average_pool, region_means
 
 X = normal(2, 6, 16, 12)
@@ -169,3 +169,64 @@ def test_empty_batches_and_single_pixels():
     assert RegionNorm(6)(X[:0], IDS[:0]).shape == (0, 6, 16, 12)
     assert torch.equal(RegionNorm(6)(X[:, :, :1, :1], IDS[:, :1, :1]), torch.zeros(2, 6, 1, 1))
     assert region_means(X[:0], IDS[:0], 3).shape == (0, 3, 6)
+
+
+def system_and_batch() -> tuple[models.System, dict[str, Tensor]]:
+    torch.manual_seed(0)
+    system = models.build("region_norm", "tiny").train()
+    mask = torch.zeros(2, 1, 32, 32)
+    mask[:, :, 8:20, 10:24] = 1
+    return system, {"image": torch.rand(2, 3, 32, 32) * 2 - 1, "mask": mask}
+
+
+def gradients_of(system: models.System, phase: models.Phase, batch: dict[str, Tensor]) -> list[Tensor]:
+    system.freeze_all_but(phase)
+    system.zero_grad()
+    sum(phase.loss(batch).values()).backward()
+    return [p.grad.clone() for p in system.nets[phase.nets[0]].parameters()]
+
+
+def test_discriminator_steps_along_what_the_generators_loss_left():
+    system, batch = system_and_batch()
+    system.eval()  # spectral norms do not move
+    d, g = system.phases
+    fresh = gradients_of(system, d, system.prepare(batch))
+    gradients_of(system, g, system.prepare(batch))
+    carried = gradients_of(system, d, system.prepare(batch))
+    system.nets.requires_grad_(True)
+    system.zero_grad()
+    sum(g.loss(system.prepare(batch)).values()).backward()
+    logits = system.nets["D"](system.nets["G"]((batch["image"] + 1) / 2, batch["mask"]))
+    left = torch.autograd.grad(0.1 * F.softplus(-logits).mean(), list(system.nets["D"].parameters()))
+    for with_it, without, what in zip(carried, fresh, left, strict=True):
+        torch.testing.assert_close(with_it, without + what, rtol=1e-4, atol=1e-7)
+
+
+def test_both_phases_share_a_prediction():
+    system, batch = system_and_batch()
+    calls = []
+    system.nets["G"].register_forward_hook(lambda *_: calls.append(1))
+    shared, alone = system.prepare(batch), system.prepare(batch)
+    for phase in system.phases:
+        found = gradients_of(system, phase, shared)
+    assert len(calls) == 1
+    system.eval()
+    expected = gradients_of(system, system.phases[1], alone)
+    assert len(calls) == 2 and len(found) == len(expected)
+
+
+def test_what_is_in_the_holes_is_not_looked_at():
+    system, batch = system_and_batch()
+    other = {**batch, "image": torch.where(batch["mask"] > 0, -batch["image"], batch["image"])}
+    system.eval()
+    first, second = (system.translate(b)["fake"] for b in (batch, other))
+    assert torch.equal(first, second)
+    assert torch.equal(first * (1 - batch["mask"]), batch["image"] * (1 - batch["mask"]))
+
+
+@pytest.mark.parametrize(
+    "options, message", [({"threshold": 1.0}, "threshold 1.0"), ({"width_divisor": 3}, "divisor 3")]
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        models.build("region_norm", **options)
