@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from plain import blocks, gradients, normal
 from torch import Tensor, nn
 
-from i2ifast import labels, models, use_backend
+from i2ifast import labels, models, ops, use_backend
 from i2ifast.nn import RN, RN_B, RN_L, RegionNorm, region_average_pool, region_means
 
 X = normal(2, 6, 16, 12)
@@ -230,3 +230,18 @@ def test_what_is_in_the_holes_is_not_looked_at():
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         models.build("region_norm", **options)
+
+
+@pytest.mark.parametrize("channels", [1, 16, 19, 40])
+@pytest.mark.parametrize("special", [float("nan"), float("inf"), -float("inf")])
+def test_channel_pool_of_special_values_and_ties(channels, special):
+    """As torch's: a NaN is the maximum, and the first of equal channels gets its gradient."""
+    x = normal(2, channels, 3, 3).round()
+    x[0, channels // 2, 1], x[1, :, 0] = special, special
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    plain = torch.cat([x.mean(1, keepdim=True), x.max(1, keepdim=True).values], 1)
+    up = normal(*plain.shape, seed=1)
+    ours = ops.channel_pool(x)
+    found, expected = ([y, *torch.autograd.grad(y, x, up)] for y in (ours, plain))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, equal_nan=True)

@@ -189,7 +189,7 @@ def test_gather_sum(width, dtype):
     _check(*([t.double() for t in results[name]] for name in ("triton", "reference", "truth")), dtype)
 
 
-REGION_CASES = [c for c in CASES if "region" in c.name or "mix" in c.name]
+REGION_CASES = [c for c in CASES if c.name.startswith(("region", "modulate_region", "modulate_mix", "mix", "channel"))]
 
 
 @pytest.mark.parametrize("channels_last", [True, False] if INTERPRETED else [])
@@ -271,6 +271,8 @@ REGISTERS = {
     "modulate_table._dtable": 80,
     "modulate_table._sums": 144,
     "modulate_table._dx": 96,
+    "channel_pool._backward": 64,
+    "channel_pool._pool": 64,
     "gather_sum._gather": 48,
     "modulate_mix._dots": 64,
     "modulate_mix._mix": 72,
@@ -340,6 +342,8 @@ def _launches(channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> dict[str,
         x, x, patches, of_pixels, None, None, rows[:, : 4 * c], 0.2, table
     )
     kernel("modulate_region", "modulate_region_dx")(x, x, patches, of_pixels, rows, 0.2, x, of_pixels)
+    kernel("channel_pool")(x, of_pixels.bfloat16(), patches)
+    kernel("channel_pool", "channel_pool_backward")(of_pixels.bfloat16(), patches, x)
     kernel("modulate_mix")(x, weights, weights, sums, x)
     kernel("modulate_mix", "mix_sums")(x, x, weights, weights, sums)
     kernel("modulate_mix", "mix_dots")(x, x, sums, dots)

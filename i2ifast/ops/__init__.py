@@ -1,5 +1,6 @@
 """Fused ops. Each is a few lines of differentiable PyTorch (the reference) with optional kernels for CPU and CUDA."""
 
+from .channel_pool import channel_pool
 from .conv3x3 import PackedConv3x3, conv3x3
 from .gather_sum import gather_sum
 from .label_patches import label_patches
@@ -27,6 +28,7 @@ __all__ = [
     "Segments",
     "Statistics",
     "batch_statistics",
+    "channel_pool",
     "conv3x3",
     "fixed_statistics",
     "gather_sum",

@@ -1,4 +1,4 @@
-"""Cases of regions: their statistics, their normalisation, and soft mixes of them."""
+"""Cases of regions: their statistics, their normalisation, soft mixes of them, and what they are predicted from."""
 
 import torch
 from torch import Tensor
@@ -79,7 +79,12 @@ def _sums_plain(x, weights, weights2):
     return torch.einsum("nkhw,nchw->nkc", weights, x * x), torch.einsum("nkhw,nchw->nkc", weights2, x)
 
 
+def _pool_plain(x):
+    return torch.cat([x.mean(1, keepdim=True), x.max(1, keepdim=True).values], 1)
+
+
 CASES = [
+    Case("channel_pool", lambda shape, g: {"x": normal(g, *shape)}, ops.channel_pool, _pool_plain),
     Case("region_moments-batch", _inputs, lambda x, ids: ops.region_moments(x, ids, REGIONS)[1:], plain_moments),
     _modulated("none", False),
     _modulated(0.2, True),
