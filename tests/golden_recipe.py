@@ -236,7 +236,7 @@ class Case:
         Adam divides a gradient by its own size, so that the rounding of a small one shows in full: where the recording
         says that, most entries are held to a tenth of the largest update.
         """
-        after = self.tensors[f"{name}.sample"].double().numpy()
+        after = self.tensors.get(f"{name}.sample", self.tensors.get(name)).double().flatten().numpy()
         want, got = after - sample(name, before), sample(name, value - before)
         scale = max(np.abs(want).max(), 1e-30)
         moved = 0.0

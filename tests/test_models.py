@@ -36,8 +36,17 @@ def unpaired_batch(config: Any, size: tuple[int, int], n: int = 2) -> Batch:
     return {side: torch.rand((n, 3, *size), generator=g) * 2 - 1 for side in "ab"}
 
 
+def inpainting_batch(config: Any, size: tuple[int, int], n: int = 2) -> Batch:
+    """Images, and a rectangular hole in each."""
+    h, w = size
+    mask = torch.zeros(n, 1, h, w)
+    mask[:, :, h // 4 : h // 2, w // 4 : w // 2] = 1
+    return {"image": torch.rand((n, 3, h, w), generator=torch.Generator().manual_seed(0)) * 2 - 1, "mask": mask}
+
+
 BATCHES: dict[str, Callable[..., Batch]] = {
     "exemplars": exemplar_batch,
+    "inpainting": inpainting_batch,
     "labels": label_batch,
     "unpaired": unpaired_batch,
 }

@@ -10,7 +10,7 @@ import torch
 
 import i2ifast
 from i2ifast import _backend
-from i2ifast.testing import CASES, SHAPES, Case, inputs
+from i2ifast.testing import CASES, SHAPES, Case, inputs, regions
 
 DEVICES = os.environ.get("I2IFAST_TEST_DEVICES", "cpu").split(",")
 HALVES = [torch.bfloat16, torch.float16]
@@ -84,6 +84,8 @@ def terms_of(case: Case, tensors: dict) -> float:
     """The largest rstd that multiplies a difference in dx, for planes of few values."""
     if "instance" not in case.name and "batch" not in case.name or tensors["x"].numel() == 0:
         return 0.0
+    if "ids" in tensors:
+        return regions.largest_factor(**tensors)
     dims = (2, 3) if "instance" in case.name else (0, 2, 3)
     return (tensors["x"].double().var(dims, correction=0) + 1e-5).rsqrt().max().item()
 

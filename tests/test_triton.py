@@ -20,6 +20,7 @@ import i2ifast
 from i2ifast import ops
 from i2ifast.ops.spectral_weight import spectral_weight
 from i2ifast.testing import CASES, inputs
+from i2ifast.testing.regions import largest_factor
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -205,6 +206,45 @@ def test_panoptic(case, shape, channels_last):
         assert_within_twice(found, run(case.plain, tensors), truth_of(case, tensors), dtype)
 
 
+REGION_CASES = [c for c in CASES if c.name.startswith(("region", "modulate_region", "modulate_mix", "mix", "channel"))]
+
+
+@pytest.mark.parametrize("channels_last", [True, False] if INTERPRETED else [])
+@pytest.mark.parametrize("shape", [(2, 8, 5, 6), (3, 5, 1, 1), (1, 33, 9, 7), (2, 1, 4, 3), (1, 140, 20, 17)], ids=str)
+@pytest.mark.parametrize("case", REGION_CASES, ids=lambda c: c.name)
+def test_regions(case, shape, channels_last):
+    """Outputs and all gradients; in the largest map regions of several segments."""
+    results = {}
+    for name, dtype in (("triton", torch.float32), ("reference", torch.float32), ("truth", torch.float64)):
+        given = {k: t.to(dtype) if t.is_floating_point() else t for k, t in inputs(case, shape, torch.float32).items()}
+        if channels_last:
+            given["x"] = given["x"].contiguous(memory_format=torch.channels_last)
+        leaves = {k: t.requires_grad_() for k, t in given.items() if t.is_floating_point()}
+        with i2ifast.use_backend("triton" if name == "triton" else "reference"):
+            outs = case.ours(**given)
+            outs = outs if isinstance(outs, tuple) else (outs,)
+            draw = torch.Generator().manual_seed(1)
+            ups = [torch.randn(o.shape, generator=draw, dtype=torch.float64).to(dtype) for o in outs]
+            grads = torch.autograd.grad(outs, list(leaves.values()), ups)
+        results[name] = [t.detach().double() for t in (*outs, *grads)]
+    terms = largest_factor(**inputs(case, shape, torch.float32)) if "ids" in given else 1.0
+    for kernel, torch_own, exact in zip(*(results[n] for n in ("triton", "reference", "truth")), strict=True):
+        floor = 4 * torch.finfo(torch.float32).eps * max(exact.abs().max().item(), terms)
+        assert (kernel - exact).abs().max() <= 2 * (torch_own - exact).abs().max() + floor
+
+
+@pytest.mark.parametrize("large", [1e4] if INTERPRETED else [])
+def test_region_moments_with_a_large_mean(large):
+    """An outlier as the first pixel, and regions without one."""
+    x = large + 1e-2 * torch.randn((2, 5, 40, 30), generator=torch.Generator().manual_seed(0))
+    x[0, 0, 0, 0] = -50
+    ids = 1 + torch.arange(30, dtype=torch.int32).div(11, rounding_mode="floor").expand(2, 40, 30).contiguous()
+    with i2ifast.use_backend("triton"):
+        found = ops.region_moments(x, ids, 5)
+    for name, a, b in zip(("count", "mean", "variance"), found, ops.region_moments(x.double(), ids, 5), strict=True):
+        assert ((a - b).abs() <= 512 * 2**-24 * b.abs()).all(), name
+
+
 @pytest.mark.parametrize("iterations", [0, 1, 2] if INTERPRETED else [])
 @pytest.mark.parametrize("shape", [(130, 70, 1, 3), (3, 5), (70, 8, 3, 3)], ids=str)
 def test_spectral_weight(shape, iterations):
@@ -306,6 +346,15 @@ REGISTERS = {
     "panoptic_conv._add": 48,
     "panoptic_upsample._copy": 40,
     "panoptic_upsample._sum": 64,
+    "channel_pool._backward": 64,
+    "channel_pool._pool": 64,
+    "modulate_mix._dots": 64,
+    "modulate_mix._mix": 72,
+    "modulate_mix._sums": 128,
+    "modulate_region._apply": 72,
+    "modulate_region._dx": 120,
+    "modulate_region._sums": 80,
+    "region_moments._sums": 64,
     "spectral_weight._product": 48,
     "spectral_weight._normalise": 80,
     "spectral_weight._divide": 24,
@@ -383,6 +432,23 @@ def _launches(channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> dict[str,
     kernel("panoptic_conv", "panoptic_add")(wide, columns, taps)
     kernel("panoptic_upsample")(x, source, large)
     kernel("panoptic_upsample", "panoptic_upsample_dx")(large, offsets, index, x)
+    rows, weights, sums = (
+        torch.zeros(99, 6 * c),
+        torch.zeros(n, 16, h, w).to(memory_format=layout),
+        torch.zeros(n, 16, 2 * c),
+    )
+    dots, of_pixels = torch.zeros(n, 32, h, w).to(memory_format=layout), torch.zeros(n, 2, h, w)
+    kernel("region_moments")(x, patches, None, None, torch.zeros(99), *(torch.zeros(99, c) for _ in range(3)))
+    kernel("modulate_region")(x, patches, of_pixels, rows[:, : 4 * c], 0.2, x)
+    kernel("modulate_region", "modulate_region_sums")(
+        x, x, patches, of_pixels, None, None, rows[:, : 4 * c], 0.2, table
+    )
+    kernel("modulate_region", "modulate_region_dx")(x, x, patches, of_pixels, rows, 0.2, x, of_pixels)
+    kernel("channel_pool")(x, of_pixels.bfloat16(), patches)
+    kernel("channel_pool", "channel_pool_backward")(of_pixels.bfloat16(), patches, x)
+    kernel("modulate_mix")(x, weights, weights, sums, x)
+    kernel("modulate_mix", "mix_sums")(x, x, weights, weights, sums)
+    kernel("modulate_mix", "mix_dots")(x, x, sums, dots)
     kernel("spectral_weight")(weight, u, v, 1, 1e-12, weight, u, v, sigma)
     kernel("spectral_weight", "spectral_weight_backward")(weight, weight, u, v, sigma, weight)
     return found

@@ -1,6 +1,7 @@
 """Drop-in modules: constructor arguments, state_dict keys and numbers of the originals, on the fused ops."""
 
 from . import losses
+from .attentive import AttentiveNorm, regional_norm
 from .bake import bake
 from .batch import BatchNormAct
 from .ccfpse import DepthsepCC, DepthsepCCBlock
@@ -13,6 +14,7 @@ from .panoptic import PanopticConv2d, PanopticPlan, PanopticUpsample
 from .partial_conv import PartialConv2d, PartialConv3d
 from .partial_loss import VGG16PartialLoss
 from .positional import PositionalNorm2d, ReflectionSPADE
+from .region_norm import RN, RN_B, RN_L, RegionNorm, region_average_pool, region_means
 from .spade import SPADE, SPADEResnetBlock
 from .spectral import spectral_norm
 from .upsample_conv import UpsampleConv2d, upsample_conv2d
@@ -20,6 +22,7 @@ from .upsample_conv import UpsampleConv2d, upsample_conv2d
 __all__ = [
     "AdaILN",
     "AdaIN",
+    "AttentiveNorm",
     "BatchNormAct",
     "ConditionalNorm",
     "DepthsepCC",
@@ -36,7 +39,11 @@ __all__ = [
     "PartialConv2d",
     "PartialConv3d",
     "PositionalNorm2d",
+    "RN",
+    "RN_B",
+    "RN_L",
     "ReflectionSPADE",
+    "RegionNorm",
     "SPADE",
     "SPADEResnetBlock",
     "SelfAttention",
@@ -46,6 +53,9 @@ __all__ = [
     "label_conv2d",
     "losses",
     "minibatch_std",
+    "region_average_pool",
+    "region_means",
+    "regional_norm",
     "spectral_norm",
     "upsample_conv2d",
 ]
