@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from i2ifast import labels, ops
-from i2ifast.nn import SPADE, AdaIN, InstanceNormAct, SPADEResnetBlock
+from i2ifast.nn import SPADE, AdaILN, AdaIN, InstanceNormAct, LayerNorm, SPADEResnetBlock
 from i2ifast.testing import CASES, inputs
 
 CLASSES = 4
@@ -23,6 +23,8 @@ X = normal(2, 6, 16, 12)
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple]]] = {
     "instance": (lambda: InstanceNormAct(6, 0.2, affine=True), lambda: ()),
     "adain": (lambda: AdaIN("relu"), lambda: (normal(2, 12),)),
+    "adaptive iln": (lambda: AdaILN(6, act="relu"), lambda: (normal(2, 6, seed=2), normal(2, 6, seed=3))),
+    "layer norm": (lambda: LayerNorm(6, act=0.2), lambda: ()),
     "adain map": (AdaIN, lambda: (normal(2, 6, 5, 4),)),
     "dense layer": (
         lambda: SPADE("spadebatch3x3", 6, CLASSES, 8),

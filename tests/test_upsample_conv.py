@@ -70,6 +70,29 @@ def test_small_maps_go_the_plain_way(padding, monkeypatch):
     assert torch.equal(ours(x), plain(x))
 
 
+def test_autocast_and_other_types(monkeypatch):
+    """As torch's own layers, whose weights stay float32."""
+    monkeypatch.undo()
+    monkeypatch.setattr("i2ifast.nn.upsample_conv.WORTH", 0)
+    ours, plain = pair(5, "reflect", 3, 4)
+    x = normal(2, 3, 4, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ours(x), plain(x)) and ours(x).dtype is torch.bfloat16
+    for dtype in (torch.bfloat16, torch.float16):
+        found, expected = ours.to(dtype)(x.to(dtype)), plain.to(dtype)(x.to(dtype))
+        torch.testing.assert_close(found, expected, rtol=0, atol=8 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_compiles_in_one_graph(kernel, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr("i2ifast.nn.upsample_conv.WORTH", 0)
+    torch.compiler.reset()
+    ours, _ = pair(kernel, "reflect", 16, 16)
+    compiled, x = torch.compile(ours, fullgraph=True, backend="aot_eager"), normal(1, 16, 6, 7)
+    torch.testing.assert_close(gradients(compiled, x)["dx"], gradients(ours, x)["dx"])
+
+
 def test_errors_name_value_and_limit():
     x = normal(1, 2, 4, 4)
     with pytest.raises(ValueError, match=r"weight has shape \[3, 2, 7, 7\], expected \[O, C, 3, 3\] or \[O, C, 5, 5\]"):

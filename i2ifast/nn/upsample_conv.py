@@ -57,9 +57,14 @@ def _reflect_rows(y: Tensor, x: Tensor, weight: Tensor, corners: bool) -> None:
 
 
 def _pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether the small convolution is the faster: measured on the CPU. With a 3x3 kernel it has as many products."""
+    """Whether the small convolution is the faster: measured on the CPU. With a 3x3 kernel it has as many products.
+
+    Autocast is torch's to handle.
+    """
+    if x.device.type != "cpu" or x.dtype is not weight.dtype or torch.is_autocast_enabled("cpu"):
+        return False
     saves = weight.size(-1) == 5 or fast(x, x.size(1), 4 * weight.size(0))
-    return x.device.type == "cpu" and saves and 4 * x[:, 0].numel() * weight.numel() >= WORTH
+    return saves and 4 * x[:, 0].numel() * weight.numel() >= WORTH
 
 
 def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, padding_mode: str = "zeros") -> Tensor:

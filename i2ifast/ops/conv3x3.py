@@ -12,6 +12,8 @@ from ._op import autograd, check_4d, define, memory_format
 READ, WRITTEN = 16, 64
 # What lies outside of the image, by the names of torch.nn.Conv2d's padding_mode; the kernel knows them by number.
 PADDINGS = ("zeros", "replicate", "reflect")
+# Found once, for torch's compiler cannot ask while it traces.
+AVX512 = not _backend.missing["cpu"] and torch.ops.i2ifast_cpu.instruction_set() == 2
 
 
 def fast(x: Tensor, read: int, written: int) -> bool:
@@ -26,8 +28,8 @@ def fast(x: Tensor, read: int, written: int) -> bool:
         and min(x.shape[2:]) > 1  # else most of every tile is padding
         and read % READ == 0
         and written % WRITTEN == 0
+        and AVX512
         and _backend.choose("conv3x3", "conv3x3", x) == "cpu"
-        and torch.ops.i2ifast_cpu.instruction_set() == 2
     )
 
 
