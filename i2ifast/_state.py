@@ -32,6 +32,9 @@ class State:
         self.averages = {name: copy.deepcopy(system.nets[name]).requires_grad_(False) for name in system.ema}
         self.optimizers: dict[str, torch.optim.Adam] = {}
         for phase in system.phases:
+            if phase.shares:
+                self.optimizers[phase.name] = self.optimizers[phase.shares]
+                continue
             adam = phase.optimizer
             self.optimizers[phase.name] = torch.optim.Adam(
                 [parameter for _, parameter in self.parameters(phase)],

@@ -30,6 +30,7 @@ class Phase:
     loss: Callable[[Batch], dict[str, Tensor]]  # weighted terms; their sum is minimised
     optimizer: Adam
     every: int = 1  # runs in iterations 0, every, 2 * every, ...
+    shares: str = ""  # name of the phase before it whose optimizer, and its state, it steps with
 
 
 class System(nn.Module):

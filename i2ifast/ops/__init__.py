@@ -1,5 +1,6 @@
 """Fused ops. Each is a few lines of differentiable PyTorch (the reference) with optional kernels for CPU and CUDA."""
 
+from .bias_act import bias_act
 from .conv3x3 import PackedConv3x3, conv3x3
 from .gather_sum import gather_sum
 from .label_patches import label_patches
@@ -16,6 +17,7 @@ from .moments import (
     no_statistics,
 )
 from .spectral_weight import spectral_weight
+from .upfirdn2d import upfirdn2d
 
 __all__ = [
     "PackedConv3x3",
@@ -23,6 +25,7 @@ __all__ = [
     "Segments",
     "Statistics",
     "batch_statistics",
+    "bias_act",
     "conv3x3",
     "fixed_statistics",
     "gather_sum",
@@ -35,4 +38,5 @@ __all__ = [
     "moments",
     "no_statistics",
     "spectral_weight",
+    "upfirdn2d",
 ]
