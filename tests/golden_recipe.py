@@ -232,7 +232,10 @@ class Case:
 
         Adam divides a gradient by its own size, so that the rounding of a small one shows in full.
         """
-        want, got = self.tensors[f"{name}.sample"].double().numpy() - sample(name, before), sample(name, value - before)
+        recorded = (
+            self.tensors[f"{name}.sample" if f"{name}.sample" in self.tensors else name].double().flatten().numpy()
+        )
+        want, got = recorded - sample(name, before), sample(name, value - before)
         return largest((got - want) / max(np.abs(want).max(), 1e-30)) / self.tolerance(name, 5e-3)
 
 

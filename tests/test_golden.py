@@ -5,6 +5,7 @@ system that is an operation, or does not fit the System contract), else by `gold
 
     VARIANTS: tuple[str, ...]                            the ways to run a case, each on every backend
     found(case, variant, backend, folder) -> dict[str, Tensor | None]
+    keyed(recorded) -> dict[str, nn.Module]              where keys files have no options: their networks, by name
 
 `found` gives a value for every name that the case records, None for what this variant does not have. `folder` is a
 place for files. A driver may give an empty dict for a trajectory that it compared in a way of its own.
@@ -86,12 +87,20 @@ def test_case(case: Path, variant: str, backend: str, tmp_path: Path) -> None:
 
 
 def test_keys(keys_file: Path) -> None:
-    """state_dict keys and shapes at the originals' own widths; the system is the name of the file's folder."""
+    """state_dict keys and shapes at the originals' own widths; the system is the name of the file's folder.
+
+    Of a file without options, `keyed(recorded)` of the driver gives the networks by name.
+    """
     recorded = json.loads(keys_file.read_text())
     name = keys_file.parent.name
     with torch.device("meta"):
-        system = models.build(name, **vars(models.system(name).Config.from_original(recorded["_config"])))
-    for net, module in system.nets.items():
-        assert {key: list(value.shape) for key, value in module.state_dict().items()} == recorded[net]
-        assert sum(p.numel() for p in module.parameters()) == recorded["_param_count"][net]
-    assert set(system.nets) == {key for key in recorded if not key.startswith("_")}
+        if "_config" in recorded:
+            nets = models.build(name, **vars(models.system(name).Config.from_original(recorded["_config"]))).nets
+        else:
+            nets = driver_of(name).keyed(recorded)
+    for net, module in nets.items():
+        keys = dict(recorded[net])
+        count = keys.pop("__total_params__") if "__total_params__" in keys else recorded["_param_count"][net]
+        assert {key: list(value.shape) for key, value in module.state_dict().items()} == keys
+        assert sum(p.numel() for p in module.parameters()) == count
+    assert set(nets) == {key for key in recorded if not key.startswith("_")}

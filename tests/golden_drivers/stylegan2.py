@@ -18,9 +18,7 @@ VARIANTS = ("",)
 
 
 def keyed(recorded: dict[str, Any]) -> dict[str, nn.Module]:
-    """Networks of a keys file, without memory."""
-    with torch.device("meta"):
-        system = models.build("stylegan2", size=256)
+    system = models.build("stylegan2", "ffhq_256")
     return {"generator_256": system.nets["G"], "discriminator_256": system.nets["D"]}
 
 
@@ -88,7 +86,7 @@ def of_networks(case: Case) -> dict[str, Tensor]:
 
 
 def of_ada(case: Case) -> dict[str, Tensor]:
-    """The mapping in training, which moves its average; then, truncated, the image, its logits and gradients."""
+    """The mapping in training, which moves its average, and truncated; the image, its logits and gradients."""
     o, given = case.options, case.inputs("in.")
     sizes = {name: o[name] for name in ("channel_base", "channel_max", "conv_clamp")}
     shared = {"img_resolution": o["resolution"], "img_channels": 3, **sizes}
@@ -107,16 +105,17 @@ def of_ada(case: Case) -> dict[str, Tensor]:
     z = given["z"].requires_grad_()
     c = torch.eye(o["c_dim"])[torch.arange(len(z)) % o["c_dim"]] if o["c_dim"] else None
     nets.train()
-    values = {"out.train.ws": nets["G"].mapping(z, c)}
+    ws = nets["G"].mapping(z, c)
+    values = {"out.train.ws": ws}
     values["post.train.G.mapping.w_avg"] = nets["G"].mapping.w_avg.clone()
     nets.eval()
     system = models.System()
     system.nets = nets
     with recorded_outputs(system, outputs_of(case, "eval")) as recorded:
-        ws = nets["G"].mapping(z, c, truncation_psi=0.7, truncation_cutoff=3)
         image = nets["G"].synthesis(ws, noise_mode="const")
         logits = nets["D"](image, c)
-    values |= {"out.eval.ws_trunc": ws, "out.eval.img": image, "out.eval.logits": logits}
+    values["out.eval.ws_trunc"] = nets["G"].mapping(z, c, truncation_psi=0.7, truncation_cutoff=3)
+    values |= {"out.eval.img": image, "out.eval.logits": logits}
     values |= {f"out.eval.{name}": value for name, value in recorded.items()}
     values["loss.eval.g_nonsat"] = F.softplus(-logits).mean()
     objective = (image * given["gy"]).sum() + values["loss.eval.g_nonsat"]
