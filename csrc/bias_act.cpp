@@ -6,7 +6,10 @@ namespace i2ifast {
 
 namespace {
 
-BiasAct params(const Tensor& x, const Tensor& b, int64_t act, double alpha, double gain, double clamp) {
+// Few channels are no vector: in channels_last several pixels are taken as one of more channels, with the biases repeated in `tiled`.
+constexpr int64_t kVector = 64;
+
+BiasAct params(const Tensor& x, const Tensor& b, int64_t act, double alpha, double gain, double clamp, std::vector<float>& tiled) {
   STD_TORCH_CHECK(act == 0, "only piecewise linear activations have a kernel here");
   STD_TORCH_CHECK(b.numel() == x.size(1), "b: expected one value per channel");
   BiasAct p{};
@@ -16,6 +19,11 @@ BiasAct params(const Tensor& x, const Tensor& b, int64_t act, double alpha, doub
   p.rows = x.size(0) * (p.channels_last ? pixels : p.c), p.pixels = pixels;
   p.slope = static_cast<float>(alpha), p.gain = static_cast<float>(gain), p.clamp = static_cast<float>(clamp);
   p.x = x.data_ptr(), p.b = floats(b, "b");
+  if (p.channels_last && p.c < kVector) {
+    while (p.c < kVector && p.rows % 2 == 0) p.c *= 2, p.rows /= 2;
+    for (int64_t i = 0; i < p.c; ++i) tiled.push_back(p.b[i % x.size(1)]);
+    p.b = tiled.data();
+  }
   return p;
 }
 
@@ -30,22 +38,25 @@ void launch(Kernel kernel, const BiasAct& p) {
 }  // namespace
 
 void bias_act(const Tensor& x, const Tensor& b, int64_t act, double alpha, double gain, double clamp, const Tensor& y) {
-  BiasAct p = params(x, b, act, alpha, gain, clamp);
+  std::vector<float> tiled;
+  BiasAct p = params(x, b, act, alpha, gain, clamp, tiled);
   p.y = output(y);
   launch(I2IFAST_PICK(bias_act_forward), p);
 }
 
 void bias_act_backward(const Tensor& dy, const Tensor& x, const Tensor& b, int64_t act, double alpha, double gain, double clamp,
                        const Tensor& dx, const Tensor& db) {
-  BiasAct p = params(x, b, act, alpha, gain, clamp);
+  std::vector<float> tiled;
+  BiasAct p = params(x, b, act, alpha, gain, clamp, tiled);
   p.dy = dy.data_ptr(), p.dx = output(dx);
   std::vector<float> partial(items(p) * (p.channels_last ? p.c : 1));
   p.partial = partial.data();
   launch(I2IFAST_PICK(bias_act_gradient), p);
-  std::vector<double> sum(p.c, 0.0);
-  for (size_t i = 0; i < partial.size(); ++i) sum[i % p.c] += partial[i];
+  const int64_t channels = db.numel();
+  std::vector<double> sum(channels, 0.0);
+  for (size_t i = 0; i < partial.size(); ++i) sum[i % channels] += partial[i];
   float* out = mutable_floats(db, "db");
-  for (int64_t c = 0; c < p.c; ++c) out[c] = static_cast<float>(sum[c]);
+  for (int64_t c = 0; c < channels; ++c) out[c] = static_cast<float>(sum[c]);
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(i2ifast_cpu, m) {

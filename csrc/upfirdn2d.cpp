@@ -49,7 +49,8 @@ void upfirdn2d(const Tensor& x, const Tensor& f, std::vector<int64_t> up, std::v
   p.x = {x.size(3), y.size(3), up[0], down[0], padding[0], f.size(1)};
   p.y = {x.size(2), y.size(2), up[1], down[1], padding[2], f.size(0)};
   Factors factors(floats(f, "f"), p.y.taps, p.x.taps, flip, gain);
-  p.terms = factors.terms, p.columns = factors.columns.data(), p.rows = factors.rows.data();
+  p.left = p.x.first(0), p.columns = p.x.first(p.x.out - 1) + p.x.reach() - p.left;
+  p.terms = factors.terms, p.column_taps = factors.columns.data(), p.row_taps = factors.rows.data();
   p.in = x.data_ptr(), p.out = output(y);
   auto kernel = I2IFAST_PICK(upfirdn2d);
   torch::stable::parallel_for(0, p.images * p.y.out, grain(p.x.out * p.channels), [&](int64_t begin, int64_t end) {

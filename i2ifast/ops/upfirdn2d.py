@@ -35,14 +35,30 @@ def _empty(x, f, up, down, padding, *rest) -> Tensor:
 
 
 def _upfirdn2d(x, f, up, down, padding, flip, gain):
-    layout = memory_format(x)
+    layout = inner = memory_format(x)
     backend = _backend.choose("upfirdn2d", "upfirdn2d", x)
-    if backend == "reference" or x.numel() == 0:
+    if backend == "cpu":
+        inner = _long_runs(x, up)
+    if backend == "reference" or inner is None or x.numel() == 0:
         return reference_forward(x, f, up, down, padding, flip, gain).contiguous(memory_format=layout)
-    y = _empty(x, f, up, down, padding)
-    x, f = x.contiguous(memory_format=layout), f.float().contiguous()
+    x, f = x.contiguous(memory_format=inner), f.float().contiguous()
+    y = _empty(x, f, up, down, padding).contiguous(memory_format=inner)
     _backend.kernel(backend, "upfirdn2d", "upfirdn2d")(x, f, list(up), list(down), list(padding), flip, gain, y)
-    return y
+    return y.contiguous(memory_format=layout)
+
+
+def _long_runs(x: Tensor, up: Sequence[int]) -> torch.memory_format | None:
+    """The layout in which the CPU kernel has most to do at a time: rows of few channels or of many pixels, else pixels.
+
+    None where rows are too short for the one and maps too large to be turned into the other: a convolution is faster.
+    """
+    if memory_format(x) is torch.channels_last:
+        return torch.contiguous_format if x.size(1) < 8 else torch.channels_last
+    if x.size(1) < 16 or x.size(3) > 32:
+        return torch.contiguous_format
+    if x.size(3) * up[0] <= 8:
+        return torch.channels_last
+    return None if up[0] == 1 or x.size(3) <= 8 else torch.contiguous_format
 
 
 def _setup(ctx, inputs, output) -> None:
