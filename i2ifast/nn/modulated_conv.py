@@ -71,7 +71,7 @@ def resampled_conv2d(
         return upsample2d(convolve(x, weight), f, gain) if up > 1 else convolve(downsample2d(x, f), weight)
     taps = f.size(-1)
     if up > 1:
-        x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
+        x = F.conv_transpose2d(x, weight.transpose(0, 1).contiguous(), stride=2)  # else the library copies it slowly
         before, behind = k // 2 + (taps + 1) // 2 - (k - 1), k // 2 + (taps - 2) // 2 - (k - 2)
         return upfirdn2d(x, f, padding=[before, behind] * 2, gain=gain)
     sides = [k // 2 + (taps - 1) // 2, k // 2 + (taps - 2) // 2] * 2

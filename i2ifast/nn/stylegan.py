@@ -114,9 +114,9 @@ class ModulatedConv2d(nn.Module):
         nn.init.normal_(self.weight)
 
     def forward(self, x: Tensor, style: Tensor, noise: Tensor | None = None) -> Tensor:
-        weight = self.weight[0] / math.sqrt(self.weight[0, 0].numel())
+        style = self.modulation(style) / math.sqrt(self.weight[0, 0].numel())  # smaller than the weight
         f = self.blur.kernel if self.up > 1 or self.down > 1 else None
-        return modulated_conv2d(x, weight, self.modulation(style), noise, self.demodulate, f, self.up, self.down)
+        return modulated_conv2d(x, self.weight[0], style, noise, self.demodulate, f, self.up, self.down)
 
 
 class NoiseInjection(nn.Module):
