@@ -136,6 +136,17 @@ def test_lazy_phases_share_an_optimizer_with_their_own(system):
     assert [group["lr"] for group in optimizers["G"].param_groups] == [0.002 * 2 / 3]
 
 
+def test_training_goes_on_from_its_state(system):
+    from i2ifast._state import State
+
+    system.mean_path_length.fill_(3.5)
+    kept = {name: t.clone() for name, t in State(system, 0.999).tensors().items()}
+    other = State(models.build("stylegan2", "tiny"), 0.999)
+    other.load(kept, {"step": 1, "epoch": 1, "seen": 0})
+    assert other.system.mean_path_length == 3.5 and not any("D_reg" in name for name in kept)
+    system.mean_path_length.zero_()
+
+
 def test_every_phase_has_finite_terms_and_gradients(system):
     batch = system.prepare({"image": normal(4, 3, 32, 32)})
     for phase in system.phases:

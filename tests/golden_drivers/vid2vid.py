@@ -59,8 +59,9 @@ def train(system: System, case: Case) -> dict[str, Tensor]:
         batch["video"] = video = system.generate(batch["semantics"], system.first(batch))
         frames = [discriminate(system.nets["netD"], *p, config.lambda_feat) for p in system.frame_pairs(batch, video)]
         gan, matched, real, fake = (sum(terms) for terms in zip(*frames, strict=True))
-        pair = system.temporal_pair(batch, 0)
-        t_gan, t_matched, t_real, t_fake = discriminate(system.nets["netD_T0"], *pair, config.lambda_feat)
+        t_gan = t_matched = t_real = t_fake = torch.zeros((), requires_grad=True)
+        if pair := system.temporal_pair(batch, 0):
+            t_gan, t_matched, t_real, t_fake = discriminate(system.nets["netD_T0"], *pair, config.lambda_feat)
     post = {f"post.train.{key}": buffer.clone() for key, buffer in system.nets.named_buffers()}
     terms = system.generator_loss(batch)  # what does not come from a discriminator
     zero = torch.zeros(())
