@@ -1,5 +1,6 @@
 """StyleGAN2: its layers against the formulas, its training, and what it refuses."""
 
+import copy
 import math
 
 import pytest
@@ -175,6 +176,15 @@ def test_translate_is_a_function_of_the_latents(system):
     a, b = (system.translate({"latent": z})["fake"] for _ in range(2))
     assert a.equal(b) and a.shape == (2, 3, 32, 32)
     assert system.translate({"image": torch.zeros(3, 3, 32, 32)})["fake"].shape == (3, 3, 32, 32)
+
+
+def test_layouts_of_weights_change_no_numbers(system):
+    z = normal(2, 16)
+    expected = system.translate({"latent": z})["fake"]
+    last = copy.deepcopy(system).to(memory_format=torch.channels_last)
+    assert last.nets["G"].convs[0].conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert last.nets["G"].state_dict()["convs.0.conv.weight"].shape == (1, 16, 16, 3, 3)
+    torch.testing.assert_close(last.translate({"latent": z})["fake"], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_original_checkpoints(system, tmp_path):

@@ -32,7 +32,7 @@ class Plain(nn.Module):
 
     def forward(self, x: Tensor, style: Tensor, noise: Tensor) -> Tensor:
         layer, (n, c, h, w) = self.layer, x.shape
-        weight = layer.conv.weight / math.sqrt(layer.conv.weight[0, 0].numel())
+        weight = layer.conv.weight[None] / math.sqrt(layer.conv.weight[0].numel())
         weight = weight * layer.conv.modulation(style)[:, None, :, None, None]
         weight = weight * (weight.square().sum((2, 3, 4), keepdim=True) + 1e-8).rsqrt()
         if layer.conv.up == 1:

@@ -6,6 +6,7 @@ Quality of StyleGAN, CVPR 2020.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +90,10 @@ class FusedLeakyReLU(nn.Module):
 
 
 class ModulatedConv2d(nn.Module):
-    """Convolution modulated by a style [N, style_dim]; drop-in for the original. See `modulated_conv2d`."""
+    """Convolution modulated by a style [N, style_dim]; drop-in for the original. See `modulated_conv2d`.
+
+    The weight is [O, C, k, k], as the layouts of torch want it, and [1, O, C, k, k] in state dicts, as the original's.
+    """
 
     def __init__(
         self,
@@ -106,17 +110,27 @@ class ModulatedConv2d(nn.Module):
         self.demodulate, self.up, self.down = demodulate, 1 + upsample, 1 + downsample
         if upsample or downsample:
             self.blur = Blur(blur_kernel, self.up**2)
-        self.weight = nn.Parameter(torch.empty(1, out_channel, in_channel, kernel_size, kernel_size))
+        self.weight = nn.Parameter(torch.empty(out_channel, in_channel, kernel_size, kernel_size))
         self.modulation = EqualLinear(style_dim, in_channel, bias_init=1)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight)
 
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}weight"] = destination[f"{prefix}weight"][None]
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        weight = state_dict.get(f"{prefix}weight")
+        if weight is not None and weight.dim() == 5:
+            state_dict = {**state_dict, f"{prefix}weight": weight[0]}
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def forward(self, x: Tensor, style: Tensor, noise: Tensor | None = None) -> Tensor:
-        style = self.modulation(style) / math.sqrt(self.weight[0, 0].numel())  # smaller than the weight
+        style = self.modulation(style) / math.sqrt(self.weight[0].numel())  # smaller than the weight
         f = self.blur.kernel if self.up > 1 or self.down > 1 else None
-        return modulated_conv2d(x, self.weight[0], style, noise, self.demodulate, f, self.up, self.down)
+        return modulated_conv2d(x, self.weight, style, noise, self.demodulate, f, self.up, self.down)
 
 
 class NoiseInjection(nn.Module):
