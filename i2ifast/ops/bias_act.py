@@ -21,46 +21,38 @@ from ._op import (
     refuse_forward_mode,
 )
 
-SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
+SCALE, ALPHA = 1.0507009873554805, 1.6732632423543772  # of selu
 
 
 class Activation(NamedTuple):
     code: int  # of the kernels; 0 is piecewise linear: z if z > 0 else alpha * z
-    alpha: float
-    gain: float  # keeps the variance of a standard normal about 1
+    alpha: float = 0.0
+    gain: float = 1.0  # keeps the variance of a standard normal about 1
 
 
+# fmt: off
 ACTIVATIONS = {
-    "linear": Activation(0, 1.0, 1.0),
-    "relu": Activation(0, 0.0, math.sqrt(2)),
-    "lrelu": Activation(0, 0.2, math.sqrt(2)),
-    "tanh": Activation(1, 0.0, 1.0),
-    "sigmoid": Activation(2, 0.0, 1.0),
-    "elu": Activation(3, 0.0, 1.0),
-    "selu": Activation(4, 0.0, 1.0),
-    "softplus": Activation(5, 0.0, 1.0),
-    "swish": Activation(6, 0.0, math.sqrt(2)),
+    "linear":   Activation(0, alpha=1.0),
+    "relu":     Activation(0, gain=math.sqrt(2)),
+    "lrelu":    Activation(0, alpha=0.2, gain=math.sqrt(2)),
+    "tanh":     Activation(1),
+    "sigmoid":  Activation(2),
+    "elu":      Activation(3),
+    "selu":     Activation(4),
+    "softplus": Activation(5),
+    "swish":    Activation(6, gain=math.sqrt(2)),
 }
-
-# By code: the function and its derivative.
-FUNCTIONS: tuple[Callable[[Tensor, float], Tensor], ...] = (
-    F.leaky_relu,
-    lambda z, alpha: torch.tanh(z),
-    lambda z, alpha: torch.sigmoid(z),
-    lambda z, alpha: F.elu(z),
-    lambda z, alpha: F.selu(z),
-    lambda z, alpha: F.softplus(z),
-    lambda z, alpha: z * torch.sigmoid(z),
+Curve = Callable[[Tensor, float], Tensor]
+CURVES: tuple[tuple[Curve, Curve], ...] = (  # by code: the function and its derivative
+    (F.leaky_relu,                       lambda z, alpha: torch.where(z > 0, torch.ones_like(z), alpha)),
+    (lambda z, _: z.tanh(),              lambda z, _: 1 - z.tanh().square()),
+    (lambda z, _: z.sigmoid(),           lambda z, _: z.sigmoid() * (-z).sigmoid()),
+    (lambda z, _: F.elu(z),              lambda z, _: z.clamp(max=0).exp()),
+    (lambda z, _: F.selu(z),             lambda z, _: SCALE * torch.where(z > 0, 1, ALPHA * z.clamp(max=0).exp())),
+    (lambda z, _: F.softplus(z),         lambda z, _: z.sigmoid()),
+    (lambda z, _: z * z.sigmoid(),       lambda z, _: z.sigmoid() * (1 + z * (-z).sigmoid())),
 )
-DERIVATIVES: tuple[Callable[[Tensor, float], Tensor], ...] = (
-    lambda z, alpha: torch.where(z > 0, torch.ones_like(z), alpha),
-    lambda z, alpha: 1 - torch.tanh(z).square(),
-    lambda z, alpha: torch.sigmoid(z) * torch.sigmoid(-z),
-    lambda z, alpha: z.clamp(max=0).exp(),
-    lambda z, alpha: SELU_SCALE * torch.where(z > 0, torch.ones_like(z), SELU_ALPHA * z.clamp(max=0).exp()),
-    lambda z, alpha: torch.sigmoid(z),
-    lambda z, alpha: torch.sigmoid(z) * (1 + z * torch.sigmoid(-z)),
-)
+# fmt: on
 
 
 def _biased(x: Tensor, b: Tensor | None) -> Tensor:
@@ -69,7 +61,7 @@ def _biased(x: Tensor, b: Tensor | None) -> Tensor:
 
 
 def reference_forward(x: Tensor, b: Tensor | None, act: int, alpha: float, gain: float, clamp: float) -> Tensor:
-    return (FUNCTIONS[act](_biased(x, b), alpha) * gain).clamp(-clamp, clamp).to(x.dtype)
+    return (CURVES[act][0](_biased(x, b), alpha) * gain).clamp(-clamp, clamp).to(x.dtype)
 
 
 def reference_backward(
@@ -77,8 +69,8 @@ def reference_backward(
 ) -> tuple[Tensor, Tensor]:
     """dx, and db [C], the sum of dx over samples and pixels."""
     z = _biased(x, b)
-    inside = (FUNCTIONS[act](z, alpha) * gain).abs() <= clamp
-    dz = dy.to(z.dtype) * gain * DERIVATIVES[act](z, alpha) * inside
+    inside = (CURVES[act][0](z, alpha) * gain).abs() <= clamp
+    dz = dy.to(z.dtype) * gain * CURVES[act][1](z, alpha) * inside
     return dz.to(x.dtype), dz.sum((0, 2, 3))
 
 
