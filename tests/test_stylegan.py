@@ -9,9 +9,12 @@ import torch.nn.functional as F
 from plain import normal
 
 from i2ifast import models, ops
+from i2ifast.models import _stylegan2_ada
 from i2ifast.models.stylegan2 import gradient_penalty, path_lengths
+from i2ifast.nn import StyledConv
 from i2ifast.nn.flow import correlation, resample2d
 from i2ifast.nn.modulated_conv import downsample2d, fir, minibatch_stddev, modulated_conv2d, resampled_conv2d
+from i2ifast.nn.stylegan_ada import Conv2dLayer
 
 F4 = fir([1, 3, 3, 1])
 
@@ -118,6 +121,48 @@ def test_correlation_is_its_definition():
     assert torch.autograd.gradcheck(
         lambda a, b: correlation(a, b, 2, 3, 2, 2, 1), [a.requires_grad_(), b.requires_grad_()], fast_mode=True
     )
+
+
+@pytest.mark.parametrize("upsample", [False, True])
+def test_layers_compile_into_one_graph(upsample):
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    layer, x, style, noise = StyledConv(3, 4, 3, 5, upsample), normal(2, 3, 6, 5), normal(2, 5), normal(2, 1, 12, 10)
+    noise = noise if upsample else noise[..., :6, :5]
+    compiled = torch.compile(copy.deepcopy(layer), fullgraph=True, backend="aot_eager", dynamic=False)
+    (y, found), (expected, gradients) = (
+        (y := net(x, style, noise), torch.autograd.grad(y.square().sum(), list(net.parameters())))
+        for net in (compiled, layer)
+    )
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(found, gradients, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("of_d", ["orig", "skip", "resnet"])
+@pytest.mark.parametrize("of_g", ["orig", "skip", "resnet"])
+def test_architectures_of_ada(of_g, of_d):
+    torch.manual_seed(0)
+    sizes = {"img_resolution": 16, "img_channels": 3, "channel_base": 64, "channel_max": 8, "conv_clamp": 256}
+    generator = _stylegan2_ada.Generator(6, 4, 5, num_layers=2, architecture=of_g, **sizes)
+    discriminator = _stylegan2_ada.Discriminator(4, architecture=of_d, mapping_layers=2, **sizes)
+    z, c = normal(4, 6), torch.eye(4)
+    images = generator(z, c, truncation_psi=0.7, truncation_cutoff=2)
+    logits = discriminator(images, c)
+    assert images.shape == (4, 3, 16, 16) and logits.shape == (4, 1) and logits.isfinite().all()
+    names = {name.rpartition(".")[0] for name in [*generator.state_dict(), *discriminator.state_dict()]}
+    assert ("synthesis.b8.torgb" in names) == (of_g == "skip") and "synthesis.b16.torgb" in names
+    assert ("synthesis.b8.skip" in names) == (of_g == "resnet") and ("b8.skip" in names) == (of_d == "resnet")
+    assert ("b8.fromrgb" in names) == ("b4.fromrgb" in names) == (of_d == "skip") and "b16.fromrgb" in names
+    assert generator.mapping.w_avg.any() and all(p.grad is None for p in generator.parameters())
+    logits.sum().backward()
+    unused = {name for name, p in generator.named_parameters() if p.grad is None}
+    assert not unused
+
+
+def test_clamps_of_ada_scale_with_the_gain():
+    layer = Conv2dLayer(3, 4, 1, activation="lrelu", conv_clamp=0.5)
+    y = layer(100 * normal(2, 3, 4, 4), gain=2.0)
+    assert y.max() == 1 and y.min() == -1
 
 
 @pytest.fixture(scope="module")

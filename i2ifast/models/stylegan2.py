@@ -68,10 +68,8 @@ class Config:
 
     @classmethod
     def from_original(cls, options: dict[str, Any]) -> "Config":
-        """From the original's option names and values, and the divisor of its table of channels."""
-        names = cls.__dataclass_fields__.keys() & options.keys()
-        values = {name: options[name] for name in names} | {"channel_max": 512 // options.get("channel_divisor", 1)}
-        return cls(**values)
+        """From the original's option names and values."""
+        return cls(**{name: options[name] for name in cls.__dataclass_fields__ if name in options})
 
 
 # fmt: off

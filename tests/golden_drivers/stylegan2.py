@@ -23,7 +23,8 @@ def keyed(recorded: dict[str, Any]) -> dict[str, nn.Module]:
 
 
 def build(case: Case) -> System:
-    system = models.build("stylegan2", **vars(stylegan2.Config.from_original(case.options)))
+    widths = {"channel_max": sum(divmod(512, case.options["channel_divisor"]))}  # as recordings shrink them
+    system = models.build("stylegan2", **vars(stylegan2.Config.from_original(case.options | widths)))
     load(system.nets, case)
     return system
 
