@@ -104,7 +104,7 @@ void add_taps(const Upfirdn2d& p, const Phases& phases, const float* taps, const
   const float* in[kMostTaps];
   if (phases.known && phases.period == 1 && phases.step == 1) {  // the taps move by one pixel with every output
     for (int64_t k = 0; k < reach; ++k) in[k] = row + k * c;
-    combine(in, phases.weight[0], reach, out, whole(a.out * c), add);
+    combine(in, phases.weight[0], reach, out, c == 1 ? whole(a.out) : a.out * c, add);
     return;
   }
   if (phases.known && c == 1 && phases.period + phases.step == 3 && reach <= 4) {
@@ -131,14 +131,19 @@ void add_taps(const Upfirdn2d& p, const Phases& phases, const float* taps, const
   }
 }
 
+// Where sums may be written at once: loops over pixels of several channels write no more than the row.
+inline float* direct(float* out) { return out; }
+inline float* direct(bf16*) { return nullptr; }
+
 template <class T>
 void rows_of(const Upfirdn2d& p, float* scratch, int64_t begin, int64_t end) {
   const int64_t n = p.x.out * p.channels;
-  float* sums = scratch + p.columns * p.channels + kUpfirdn2dAir;
+  float* spare = scratch + p.columns * p.channels + kUpfirdn2dAir;
   Phases first(p.x, p.row_taps);
-  T* __restrict out = static_cast<T*>(p.out) + begin * n;
+  T* out = static_cast<T*>(p.out) + begin * n;
   int64_t image = begin / p.y.out, at = begin % p.y.out;
   for (int64_t item = begin; item < end; ++item, out += n) {
+    float* sums = p.channels > 1 && direct(out) ? direct(out) : spare;
     for (int64_t term = 0; term < p.terms; ++term) {
       add_rows<T>(p, p.column_taps + term * p.y.taps, image, at, scratch);
       const float* taps = p.row_taps + term * p.x.taps;
@@ -147,7 +152,8 @@ void rows_of(const Upfirdn2d& p, float* scratch, int64_t begin, int64_t end) {
       else
         add_taps(p, Phases(p.x, taps), taps, scratch, sums, true);
     }
-    for (int64_t i = 0; i < n; ++i) store(out + i, sums[i]);
+    if (sums == spare)
+      for (int64_t i = 0; i < n; ++i) store(out + i, spare[i]);
     if (++at == p.y.out) at = 0, ++image;
   }
 }

@@ -22,11 +22,13 @@ def output_size(size: Sequence[int], f: Tensor, up: Sequence[int], down: Sequenc
 def reference_forward(x, f, up, down, padding, flip, gain) -> Tensor:
     n, c, h, w = x.shape
     wide = x.to(accumulation_dtype(x))
-    zeros = F.pad(wide[:, :, :, None, :, None], (0, up[0] - 1, 0, 0, 0, up[1] - 1))
-    spread = F.pad(zeros.reshape(n, c, h * up[1], w * up[0]), list(padding))
+    if max(up) > 1:
+        zeros = F.pad(wide[:, :, :, None, :, None], (0, up[0] - 1, 0, 0, 0, up[1] - 1))
+        wide = zeros.reshape(n, c, h * up[1], w * up[0])
+    wide = F.pad(wide, list(padding))
     f = f.to(wide.dtype) * gain
     f = f if flip else f.flip([0, 1])
-    return F.conv2d(spread, f.expand(c, 1, *f.shape), stride=(down[1], down[0]), groups=c).to(x.dtype)
+    return F.conv2d(wide, f.expand(c, 1, *f.shape), stride=(down[1], down[0]), groups=c).to(x.dtype)
 
 
 def _empty(x, f, up, down, padding, *rest) -> Tensor:
@@ -56,7 +58,7 @@ def _long_runs(x: Tensor, up: Sequence[int]) -> torch.memory_format | None:
         return torch.contiguous_format if x.size(1) < 8 else torch.channels_last
     if x.size(1) < 16 or x.size(3) > 32:
         return torch.contiguous_format
-    if x.size(3) * up[0] <= 8:
+    if x.size(3) <= 4:
         return torch.channels_last
     return None if up[0] == 1 or x.size(3) <= 8 else torch.contiguous_format
 
