@@ -35,6 +35,7 @@ OPTIONS = {
     "two scales": {"n_scales_spatial": 2, "norm": "instance", "fg": True, "fg_labels": (1, 3), "n_frames_G": 2},
     "no flow": {"flow": False},
     "from nothing": {"first_img": False, "use_instance": False},
+    "no features": {"ganFeat": False},
     "temporal scales": {"n_scales_temporal": 2},
 }
 
@@ -132,6 +133,11 @@ def test_bad_options_and_labels_are_refused():
         tiny(norm="layer")
     with pytest.raises(ValueError, match="n_frames_G 1, n_frames_D 2: expected at least 2"):
         tiny(n_frames_G=1)
+    options = {"no_flow": True, "no_first_img": False, "no_ganFeat": False, "label_nc": 7}
+    config = models.system("vid2vid").Config.from_original(options)
+    assert (config.flow, config.first_img, config.ganFeat, config.label_nc) == (False, True, True, 7)
+    with pytest.raises(ValueError, match="add_face_disc True: only False is supported"):
+        models.system("vid2vid").Config.from_original(options | {"add_face_disc": True})
     system = tiny()
     batch = batch_of(system.config)
     batch["label"][0, 0, 0, 0, 0] = 9

@@ -50,7 +50,8 @@ class Config:
     ndf: int = 64
     n_layers_D: int = 3
     num_D: int = 2
-    lambda_feat: float = 10.0
+    ganFeat: bool = True  # match features of the discriminators
+    lambda_feat: float = 10.0  # of that, and of the perceptual term
     lambda_F: float = 10.0
     lambda_T: float = 10.0
     vgg_weights: str = ""  # file with VGG19 weights; without one there is no perceptual term
@@ -72,10 +73,17 @@ class Config:
 
     @classmethod
     def from_original(cls, options: dict[str, Any]) -> "Config":
-        """From the original's option names and values."""
+        """From the original's option names and values; ValueError for what this system does not have.
+
+        gan_mode is not read: the original minimises squared distances whatever it says.
+        """
+        only = {"netG": "composite", "use_single_G": False, "add_face_disc": False, "sparse_D": False, "TTUR": False,
+                "openpose_only": False, "niter_fix_global": 0}  # fmt: skip
+        for name, value in only.items():
+            if options.get(name, value) != value:
+                raise ValueError(f"{name} {options[name]!r}: only {value!r} is supported")
         values = {name: options[name] for name in cls.__dataclass_fields__ if name in options}
-        values |= {"flow": not options["no_flow"], "first_img": not options["no_first_img"]}
-        values |= {"lambda_feat": 0.0} if options["no_ganFeat"] and options["no_vgg"] else {}
+        values |= {name: not options[f"no_{name}"] for name in ("flow", "first_img", "ganFeat")}
         return cls(**values)
 
 
@@ -393,7 +401,8 @@ class System(_system.System):
                 on_real, on_fake = (self.nets[f"netD_T{scale}"](x) for x in pair)
                 suffix = str(scale) if scale else ""
                 terms[f"G_T_GAN{suffix}"] = adversarial(on_fake, True)
-                terms[f"G_T_GAN_Feat{suffix}"] = config.lambda_feat * matching(on_fake, on_real)
+                if config.ganFeat:
+                    terms[f"G_T_GAN_Feat{suffix}"] = config.lambda_feat * matching(on_fake, on_real)
         return terms
 
     def frame_terms(self, batch: Batch, video: Video) -> dict[str, Tensor]:
@@ -402,7 +411,8 @@ class System(_system.System):
         for real, fake in self.frame_pairs(batch, video):
             on_real, on_fake = self.nets["netD"](real), self.nets["netD"](fake)
             found.setdefault("G_GAN", []).append(adversarial(on_fake, True))
-            found.setdefault("G_GAN_Feat", []).append(self.config.lambda_feat * matching(on_fake, on_real))
+            if self.config.ganFeat:
+                found.setdefault("G_GAN_Feat", []).append(self.config.lambda_feat * matching(on_fake, on_real))
             if "VGG" in self.fixed:
                 images = (x[:, -self.config.output_nc :] for x in (fake, real))
                 found.setdefault("G_VGG", []).append(self.config.lambda_feat * perceptual(self.fixed["VGG"], *images))
