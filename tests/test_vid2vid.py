@@ -10,7 +10,21 @@ from torch import nn
 
 from i2ifast import models
 from i2ifast.models.vid2vid import MultiscaleDiscriminator, edges, masked_l1, pyramid
+from i2ifast.nn.conv import ValidConv2d
 from i2ifast.nn.norm_act import BatchNormAct, TrackedInstanceNormAct
+
+
+@pytest.mark.parametrize("channels", [64, 12])
+def test_convolutions_of_padded_maps_are_torchs(channels):
+    ours, plain = ValidConv2d(channels, 64, 3), nn.Conv2d(channels, 64, 3)
+    ours.load_state_dict(plain.state_dict())
+    results = []
+    for net in (ours, plain):
+        x = normal(2, channels, 9, 7).requires_grad_()
+        y = net(x)
+        results.append([y, *torch.autograd.grad(y, [x, *net.parameters()], normal(*y.shape, seed=1))])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def batch_of(config, frames=5, size=(32, 24)):

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from i2ifast.nn.conv import ValidConv2d
 from i2ifast.nn.flow import resample2d
 from i2ifast.nn.norm_act import BatchNormAct, TrackedInstanceNormAct
 
@@ -102,8 +103,8 @@ class ResnetBlock(nn.Module):
     def __init__(self, channels: int, norm: type[nn.Module]) -> None:
         super().__init__()
         self.conv_block = nn.Sequential(
-            *[nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3), norm(channels), nn.Identity()],
-            *[nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3), norm(channels, act="none")],
+            *[nn.ReflectionPad2d(1), ValidConv2d(channels, channels, 3), norm(channels), nn.Identity()],
+            *[nn.ReflectionPad2d(1), ValidConv2d(channels, channels, 3), norm(channels, act="none")],
         )
 
     def forward(self, x: Tensor) -> Tensor:
