@@ -110,6 +110,15 @@ def test_standard_deviations_are_of_strided_groups():
     torch.testing.assert_close(minibatch_stddev(x, 4, 2)[:, 6:, 0, 0], expected.repeat(4, 1))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sampling_along_a_flow_is_exact_at_pixels(dtype):
+    """Of images wider than the halves' integers, too; outside there is the border."""
+    image = torch.arange(600.0).view(1, 1, 1, 600).to(dtype).expand(1, 2, 3, 600)
+    flow = torch.tensor([1.0, -2.0]).view(1, 2, 1, 1).expand(1, 2, 3, 600)
+    y = resample2d(image, flow.to(dtype))
+    assert y.dtype is dtype and torch.allclose(y[..., :-1], image[..., 1:], rtol=1e-5) and y[0, 0, 0, -1] == image.max()
+
+
 def test_correlation_is_its_definition():
     a, b = normal(1, 3, 6, 7).double(), normal(1, 3, 6, 7, seed=1).double()
     y = correlation(a, b, 4, 1, 4, 1, 2)

@@ -14,10 +14,12 @@ def resample2d(image: Tensor, flow: Tensor) -> Tensor:
     n, _, h, w = image.shape
     if flow.dim() != 4 or flow.shape[:2] != (n, 2):
         raise ValueError(f"flow has shape {list(flow.shape)}, expected [{n}, 2, H, W]")
-    y, x = (torch.arange(size, dtype=flow.dtype, device=flow.device) for size in flow.shape[2:])
+    wide = torch.promote_types(image.dtype, torch.float32)  # positions in halves would be off by pixels
+    flow = flow.to(wide)
+    y, x = (torch.arange(size, dtype=wide, device=flow.device) for size in flow.shape[2:])
     x, y = x + flow[:, 0], y[:, None] + flow[:, 1]
     grid = torch.stack([2 * x / max(1, w - 1) - 1, 2 * y / max(1, h - 1) - 1], -1)
-    return F.grid_sample(image, grid.to(image.dtype), "bilinear", "border", align_corners=True)
+    return F.grid_sample(image.to(wide), grid, "bilinear", "border", align_corners=True).to(image.dtype)
 
 
 def channelnorm(x: Tensor) -> Tensor:
