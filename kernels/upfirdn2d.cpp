@@ -38,7 +38,7 @@ inline int64_t whole(int64_t n) { return (n + 31) / 32 * 32; }
 constexpr int64_t kMostTaps = 64;   // of one phase, or rows of x that are added up at a time
 constexpr int64_t kMostPhases = 4;  // that are worked out once and not for every output
 
-// The taps of an axis that meet pixels: `Phases` outputs of a period read inputs `first` + Step * period + 0, 1, ...
+// The taps of an axis that meet pixels: output period * i + r reads inputs step * i + first[r] + 0, 1, ..., reach - 1.
 struct Phases {
   int64_t period, step, reach, first[kMostPhases];
   float weight[kMostPhases][kMostTaps];
