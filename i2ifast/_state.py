@@ -32,6 +32,9 @@ class State:
         self.averages = {name: copy.deepcopy(system.nets[name]).requires_grad_(False) for name in system.ema}
         self.optimizers: dict[str, torch.optim.Adam] = {}
         for phase in system.phases:
+            if phase.shares:
+                self.optimizers[phase.name] = self.optimizers[phase.shares]
+                continue
             adam = phase.optimizer
             self.optimizers[phase.name] = torch.optim.Adam(
                 [parameter for _, parameter in self.parameters(phase)],
@@ -81,12 +84,14 @@ class State:
             self.system.train()
 
     def tensors(self) -> dict[str, Tensor]:
-        """nets.<net>.<key>, ema.<net>.<key> and optimizer.<phase>.<state>.<net>.<parameter>."""
+        """nets.<net>.<key>, ema.<net>.<key>, optimizer.<phase>.<state>.<net>.<parameter>, and system.<buffer>, what the
+        system itself remembers."""
         tensors = {f"nets.{key}": value for key, value in self.system.nets.state_dict().items()}
+        tensors |= {f"system.{name}": buffer for name, buffer in self.system.named_buffers(recurse=False)}
         for name, average in self.averages.items():
             tensors |= {f"ema.{name}.{key}": value for key, value in average.state_dict().items()}
         for phase in self.system.phases:
-            for name, parameter in self.parameters(phase):
+            for name, parameter in () if phase.shares else self.parameters(phase):
                 for key, value in self.optimizers[phase.name].state[parameter].items():
                     tensors[f"optimizer.{phase.name}.{key}.{name}"] = value
         return tensors
@@ -102,9 +107,13 @@ class State:
         Raises KeyError, RuntimeError or ValueError for what does not fit.
         """
         self.system.nets.load_state_dict(with_prefix("nets.", tensors))
+        for name, buffer in self.system.named_buffers(recurse=False):
+            buffer.copy_(tensors[f"system.{name}"])
         for name, average in self.averages.items():
             average.load_state_dict(with_prefix(f"ema.{name}.", tensors))
         for phase in self.system.phases:
+            if phase.shares:
+                continue
             state = self.optimizers[phase.name].state
             state.clear()
             for name, parameter in self.parameters(phase):

@@ -229,6 +229,8 @@ def run(arguments: Arguments, device: torch.device) -> int:
     loop, config = arguments.loop, vars(arguments.config)
     seed_step(loop.seed, 0, 0)  # constructors draw too: spectral norm its first vectors
     system = models.build(arguments.system, **config)
+    if system.data != "labels":
+        raise ValueError(f"{arguments.system} learns from {system.data}: this command reads folders of label maps only")
     training, held_out = datasets(arguments, system.config)
     rank, world = rank_and_world()
     to_batch = partial(collate, num_classes=system.config.num_classes, sizes=system.plan_sizes, backward=True)

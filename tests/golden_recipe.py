@@ -223,7 +223,7 @@ class Case:
         """Largest error of `value` against what is recorded under `name`, in units of the tolerance; inf for NaN."""
         if f"{name}.sample" not in self.tensors:
             want, got = self.tensors[name].double().flatten().numpy(), value.detach().double().cpu().flatten().numpy()
-            return largest((got - want) / np.abs(want).max()) / self.tolerance(name)
+            return largest((got - want) / max(np.abs(want).max(), 1e-30)) / self.tolerance(name)
         want, got = self.tensors[f"{name}.sample"].double().numpy(), sample(name, value)
         of_sample = largest((got - want) / max(np.abs(want).max(), 1e-30))
         want, got = self.tensors[f"{name}.digest"].double().numpy(), digest(name, value)

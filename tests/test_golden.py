@@ -5,6 +5,7 @@ system that is an operation, or does not fit the System contract), else by `gold
 
     VARIANTS: tuple[str, ...]                            the ways to run a case, each on every backend
     found(case, variant, backend, folder) -> dict[str, Tensor | None]
+    keyed(recorded) -> dict[str, nn.Module]              where keys files have no options: their networks, by name
 
     nets_of(system, options) -> dict[str, nn.Module]         optional: the networks of a file of keys, at its options
 
@@ -89,7 +90,10 @@ def test_case(case: Path, variant: str, backend: str, tmp_path: Path) -> None:
 
 
 def test_keys(keys_file: Path) -> None:
-    """state_dict keys and shapes at the originals' own widths; the system is the name of the file's folder."""
+    """state_dict keys and shapes at the originals' own widths; the system is the name of the file's folder.
+
+    Of a file without options, `keyed(recorded)` of the driver gives the networks by name.
+    """
     recorded = json.loads(keys_file.read_text())
     name = keys_file.parent.name
     if check := getattr(driver_of(name), "check_keys", None):
@@ -97,9 +101,14 @@ def test_keys(keys_file: Path) -> None:
         return
     nets_of = getattr(driver_of(name), "nets_of", golden_system.nets_of)
     with torch.device("meta"):
-        nets = nets_of(name, recorded["_config"])
+        if "_config" in recorded:
+            nets = nets_of(name, recorded["_config"])
+        else:
+            nets = driver_of(name).keyed(recorded)
     for net, module in nets.items():
-        assert {key: list(value.shape) for key, value in module.state_dict().items()} == recorded[net]
-        assert sum(p.numel() for p in module.parameters()) == recorded["_param_count"][net]
+        keys = dict(recorded[net])
+        count = keys.pop("__total_params__") if "__total_params__" in keys else recorded["_param_count"][net]
+        assert {key: list(value.shape) for key, value in module.state_dict().items()} == keys
+        assert sum(p.numel() for p in module.parameters()) == count
     trained = {key for key in recorded if not key.startswith("_")} - golden_system.FILES.keys()
     assert set(nets) == trained

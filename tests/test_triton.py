@@ -17,7 +17,7 @@ from test_ops import assert_within_twice, run, truth_of
 from torch import Tensor
 
 import i2ifast
-from i2ifast import ops
+from i2ifast import ops, testing
 from i2ifast.ops.spectral_weight import spectral_weight
 from i2ifast.testing import CASES, inputs
 from i2ifast.testing.regions import largest_factor
@@ -311,6 +311,30 @@ def test_local_ops(case, shape, channels_last, dtype):
     _check(*(results[name] for name in ("triton", "reference", "truth")), dtype)
 
 
+def _table_cases(*stems: str) -> list[testing.Case]:
+    return [case for case in testing.CASES if case.name.split("-")[0] in stems] if INTERPRETED else []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("case", _table_cases("bias_act", "upfirdn2d"), ids=lambda case: case.name)
+def test_of_the_table(case, channels_last, dtype):
+    """Ops whose inputs are those of the table of cases."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    for shape in ((2, 33, 9, 7), (3, 8, 1, 1), (1, 3, 12, 20)):
+        tensors = testing.inputs(case, shape, dtype)
+        results = {}
+        for name, kind in (("triton", dtype), ("reference", dtype), ("truth", torch.float64)):
+            given = {k: t.to(kind) for k, t in tensors.items()}
+            given["x"] = given["x"].contiguous(memory_format=layout)
+            leaves = {k: t.requires_grad_() for k, t in given.items()}
+            with i2ifast.use_backend("triton" if name == "triton" else "reference"):
+                y = case.ours(**leaves)
+                upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(dtype).to(kind)
+                results[name] = [y.detach(), *torch.autograd.grad(y, list(leaves.values()), upstream)]
+        _check(*([t.double() for t in results[name]] for name in ("triton", "reference", "truth")), dtype)
+
+
 @pytest.mark.skipif(INTERPRETED, reason="this is that run")
 def test_kernels_interpreted():
     """Every test above, with Triton's interpreter."""
@@ -321,6 +345,8 @@ def test_kernels_interpreted():
 
 # Registers that a kernel may take: the largest of the targets below with some air. Many more halve the occupancy.
 REGISTERS = {
+    "bias_act._apply": 64,
+    "bias_act._gradient": 96,
     "moments._chunks": 96,
     "moments._chan": 64,
     "modulate._apply": 64,
@@ -360,6 +386,7 @@ REGISTERS = {
     "spectral_weight._divide": 24,
     "spectral_weight._dot": 40,
     "spectral_weight._dweight": 80,
+    "upfirdn2d._filter": 96,
     "_common._add_partials": 56,
 }
 POINTERS = {
@@ -397,6 +424,10 @@ def _launches(channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> dict[str,
     weight, u, v, sigma = (torch.zeros(s) for s in ((256, 1152), 256, 1152, ()))
     patches, offsets, index = torch.zeros((n, h, w), dtype=torch.int32), torch.zeros(100).int(), torch.zeros(1000).int()
     normal = mean, rstd
+    fir = torch.zeros((4, 4))
+    kernel("bias_act")(x, u, 6, 0.0, 1.0, 1.0, x)
+    kernel("bias_act", "bias_act_backward")(x, x, u, 6, 0.0, 1.0, 1.0, x, u)
+    kernel("upfirdn2d")(x, fir, [2, 2], [1, 1], [2, 1, 2, 1], False, 4.0, x)
     kernel("moments")(x, True, mean, rstd)
     kernel("modulate")(x, maps, *normal, 0.2, x)
     kernel("modulate", "modulate_sums")(x, x, maps, *normal, 0.2, maps, means)

@@ -31,6 +31,7 @@ class Phase:
     optimizer: Adam
     every: int = 1  # runs in iterations 0, every, 2 * every, ...
     after: Callable[[], None] | None = None  # called after each of its steps, to put parameters back into their range
+    shares: str = ""  # name of the phase before it whose optimizer, and its state, it steps with
 
 
 class System(nn.Module):

@@ -3,23 +3,7 @@
 from . import losses
 from .attentive import AttentiveNorm, regional_norm
 from .bake import bake
-from .batch import BatchNormAct
-from .ccfpse import DepthsepCC, DepthsepCCBlock
-from .correspondence import SelfAttention
-from .fade import FADE, FAdaIN, FADEResnetBlock
-from .instance import AdaIN, InstanceNormAct
-from .label_conv import label_conv2d
-from .layer import ILN, AdaILN, ConditionalNorm, LayerNorm, minibatch_std
-from .panoptic import PanopticConv2d, PanopticPlan, PanopticUpsample
-from .partial_conv import PartialConv2d, PartialConv3d
-from .partial_loss import VGG16PartialLoss
-from .positional import PositionalNorm2d, ReflectionSPADE
-from .region_norm import RN, RN_B, RN_L, RegionNorm, region_average_pool, region_means
-from .spade import SPADE, SPADEResnetBlock
-from .spectral import spectral_norm
-from .upsample_conv import UpsampleConv2d, upsample_conv2d
 
-__all__ = [
     "AdaILN",
     "AdaIN",
     "AttentiveNorm",
@@ -27,12 +11,16 @@ __all__ = [
     "ConditionalNorm",
     "DepthsepCC",
     "DepthsepCCBlock",
+    "EqualConv2d",
+    "EqualLinear",
     "FADE",
     "FADEResnetBlock",
     "FAdaIN",
+    "FusedLeakyReLU",
     "ILN",
     "InstanceNormAct",
     "LayerNorm",
+    "ModulatedConv2d",
     "PanopticConv2d",
     "PanopticPlan",
     "PanopticUpsample",
@@ -47,15 +35,44 @@ __all__ = [
     "SPADE",
     "SPADEResnetBlock",
     "SelfAttention",
+    "StyledConv",
+    "ToRGB",
+    "TrackedInstanceNormAct",
     "UpsampleConv2d",
     "VGG16PartialLoss",
     "bake",
+    "channelnorm",
+    "correlation",
     "label_conv2d",
     "losses",
     "minibatch_std",
+    "minibatch_stddev",
+    "modulated_conv2d",
     "region_average_pool",
     "region_means",
     "regional_norm",
+    "resample2d",
+    "resampled_conv2d",
     "spectral_norm",
     "upsample_conv2d",
+__all__ = [
+from .batch import BatchNormAct
+from .ccfpse import DepthsepCC, DepthsepCCBlock
+from .correspondence import SelfAttention
+from .fade import FADE, FAdaIN, FADEResnetBlock
+from .flow import channelnorm, correlation, resample2d
+from .instance import AdaIN, InstanceNormAct
+from .label_conv import label_conv2d
+from .layer import ILN, AdaILN, ConditionalNorm, LayerNorm, minibatch_std
+from .modulated_conv import minibatch_stddev, modulated_conv2d, resampled_conv2d
+from .norm_act import BatchNormAct, TrackedInstanceNormAct
+from .panoptic import PanopticConv2d, PanopticPlan, PanopticUpsample
+from .partial_conv import PartialConv2d, PartialConv3d
+from .partial_loss import VGG16PartialLoss
+from .positional import PositionalNorm2d, ReflectionSPADE
+from .region_norm import RN, RN_B, RN_L, RegionNorm, region_average_pool, region_means
+from .spade import SPADE, SPADEResnetBlock
+from .spectral import spectral_norm
+from .stylegan import EqualConv2d, EqualLinear, FusedLeakyReLU, ModulatedConv2d, StyledConv, ToRGB
+from .upsample_conv import UpsampleConv2d, upsample_conv2d
 ]

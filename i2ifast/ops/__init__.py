@@ -1,6 +1,7 @@
 """Fused ops. Each is a few lines of differentiable PyTorch (the reference) with optional kernels for CPU and CUDA."""
 
 from ._panoptic import PanopticSources, PanopticWindows, panoptic_sources, panoptic_windows
+from .bias_act import bias_act
 from .channel_pool import channel_pool
 from .conv3x3 import PackedConv3x3, conv3x3
 from .dynamic_conv import dynamic_conv
@@ -27,6 +28,7 @@ from .panoptic_upsample import panoptic_upsample
 from .positional_norm import positional_norm
 from .region_moments import RegionStatistics, region_moments, region_statistics
 from .spectral_weight import spectral_weight
+from .upfirdn2d import upfirdn2d
 
 __all__ = [
     "PackedConv3x3",
@@ -37,6 +39,7 @@ __all__ = [
     "Segments",
     "Statistics",
     "batch_statistics",
+    "bias_act",
     "channel_pool",
     "conv3x3",
     "dynamic_conv",
@@ -63,4 +66,5 @@ __all__ = [
     "region_moments",
     "region_statistics",
     "spectral_weight",
+    "upfirdn2d",
 ]
