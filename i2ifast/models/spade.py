@@ -7,7 +7,7 @@ import logging
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +57,12 @@ class Config:
     niter: int = 50  # epochs before the learning rate decays
     niter_decay: int = 0  # epochs of linear decay to zero
 
+    # Options of the original that have one value here.
+    ONLY: ClassVar[dict[str, Any]] = {
+        "netG": "spade", "netD": "multiscale", "netD_subarch": "n_layer", "norm_D": "spectralinstance",
+        "norm_E": "spectralinstance", "output_nc": 3, "optimizer": "adam",
+    }  # fmt: skip
+
     def __post_init__(self) -> None:
         if self.gan_mode not in GAN_LOSSES:
             raise ValueError(f"gan_mode {self.gan_mode!r}: expected one of {', '.join(GAN_LOSSES)}")
@@ -97,10 +103,7 @@ class Config:
     @classmethod
     def from_original(cls, options: dict[str, Any]) -> "Config":
         """From the original's option names and values; ValueError for a network this system does not have."""
-        only = {"netG": "spade", "netD": "multiscale", "netD_subarch": "n_layer", "norm_D": "spectralinstance",
-                "norm_E": "spectralinstance", "output_nc": 3, "optimizer": "adam"}  # fmt: skip
-        if options["use_vae"]:
-            only["z_dim"] = Z_DIM
+        only = cls.ONLY | ({"z_dim": Z_DIM} if options["use_vae"] else {})
         for name, value in only.items():
             if options.get(name, value) != value:
                 raise ValueError(f"{name} {options[name]!r}: only {value!r} is supported")
@@ -138,36 +141,41 @@ class SPADEGenerator(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-
-        def block(fin: int, fout: int) -> SPADEResnetBlock:
-            return SPADEResnetBlock(fin, fout, config.norm_G, config.semantic_nc, config.nhidden)
-
         self.config = config
         nf, (sh, sw) = 16 * config.ngf, config.latent
         if config.use_vae:
             self.fc: nn.Module = nn.Linear(Z_DIM, nf * sh * sw)
         else:
             self.fc = LabelConv2d(config.semantic_nc, nf, 3, padding=1)
-        self.head_0 = block(nf, nf)
-        self.G_middle_0 = block(nf, nf)
-        self.G_middle_1 = block(nf, nf)
+        self.head_0 = self.block(nf, nf)
+        self.G_middle_0 = self.block(nf, nf)
+        self.G_middle_1 = self.block(nf, nf)
         widths = [nf >> i for i in range(6 if config.num_upsampling_layers == "most" else 5)]
         for i, (fin, fout) in enumerate(pairwise(widths)):
-            self.add_module(f"up_{i}", block(fin, fout))
+            self.add_module(f"up_{i}", self.block(fin, fout))
         self.conv_img = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
+    def block(self, fin: int, fout: int) -> nn.Module:
+        return SPADEResnetBlock(fin, fout, self.config.norm_G, self.config.semantic_nc, self.config.nhidden)
+
     def forward(self, seg: Semantics, z: Tensor | None = None) -> Tensor:
+        return self.decode(self.first(seg, z), seg)
+
+    def first(self, seg: Semantics, z: Tensor | None) -> Tensor:
+        """The smallest map."""
         if self.config.use_vae:
-            x = self.fc(z).unflatten(1, (-1, *self.config.latent))
-        else:
-            h, w = seg.shape[-2:] if isinstance(seg, Tensor) else seg.size
-            x = self.fc(seg, (h // self.config.stride, w // self.config.stride))
-        x = self.head_0(x, seg)
-        x = self.G_middle_0(x, seg, upsample=True)
-        x = self.G_middle_1(x, seg, upsample=self.config.num_upsampling_layers != "normal")
+            return self.fc(z).unflatten(1, (-1, *self.config.latent))
+        h, w = seg.shape[-2:] if isinstance(seg, Tensor) else seg.size
+        return self.fc(seg, (h // self.config.stride, w // self.config.stride))
+
+    def decode(self, x: Tensor, *conditions: Semantics | None) -> Tensor:
+        """The smallest map to images, by blocks of (x, *conditions)."""
+        x = self.head_0(x, *conditions)
+        x = self.G_middle_0(x, *conditions, upsample=True)
+        x = self.G_middle_1(x, *conditions, upsample=self.config.num_upsampling_layers != "normal")
         for name, block in self.named_children():
             if name.startswith("up_"):
-                x = block(x, seg, upsample=True)
+                x = block(x, *conditions, upsample=True)
         return torch.tanh(self.conv_img(F.leaky_relu(x, 0.2, inplace=True)))
 
 
@@ -253,18 +261,21 @@ class System(_system.System):
 
     Config = Config
     PRESETS = PRESETS
+    Generator: ClassVar[type[nn.Module]] = SPADEGenerator
+    Encoder: ClassVar[type[nn.Module]] = ConvEncoder
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.nets["G"] = SPADEGenerator(config)
+        self.nets["G"] = self.Generator(config)
         self.nets["D"] = MultiscaleDiscriminator(config)
         if config.use_vae:
-            self.nets["E"] = ConvEncoder(config)
+            self.nets["E"] = self.Encoder(config)
         if config.lambda_vgg and config.vgg_weights:
             self.fixed["VGG"] = VGG19(config.vgg_weights)
         elif config.lambda_vgg:
-            logging.getLogger(__name__).warning("spade: vgg_weights names no file, so there is no perceptual term")
+            name = type(self).__module__.rpartition(".")[2]
+            logging.getLogger(__name__).warning("%s: vgg_weights names no file, so there is no perceptual term", name)
         self.gan = GAN_LOSSES[config.gan_mode]
         betas, rate = (config.beta1, config.beta2), 2 if config.ttur else 1
         generator = tuple(name for name in self.nets if name != "D")
@@ -305,10 +316,14 @@ class System(_system.System):
             raise ValueError(f"label plan of {plan.num_channels} channels: the networks take {classes}")
         return {**batch, "semantics": plan}
 
-    def encode(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Style drawn from the encoder's normal distribution, its mean and its log variance."""
-        mu, logvar = self.nets["E"](images)
+    def encode(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Style of `image` drawn from the encoder's normal distribution, its mean and its log variance."""
+        mu, logvar = self.nets["E"](batch["image"])
         return self.randn(mu.shape, mu) * torch.exp(0.5 * logvar) + mu, mu, logvar
+
+    def generate(self, batch: Batch, z: Tensor | None) -> Tensor:
+        """Images of a prepared batch, in the style z if there is one."""
+        return self.nets["G"](batch["semantics"], z)
 
     def discriminate(self, batch: Batch, fake: Tensor) -> tuple[Features, Features]:
         """Outputs for fake and real images, from one pass over both."""
@@ -323,9 +338,9 @@ class System(_system.System):
     def generator_loss(self, batch: Batch) -> dict[str, Tensor]:
         terms, z = {}, None
         if self.config.use_vae:
-            z, mu, logvar = self.encode(batch["image"])
+            z, mu, logvar = self.encode(batch)
             terms["KLD"] = self.config.lambda_kld * kl_divergence(mu, logvar)
-        fake = self.nets["G"](batch["semantics"], z)
+        fake = self.generate(batch, z)
         on_fake, on_real = self.discriminate(batch, fake)
         terms["GAN"] = self.adversarial(on_fake, real=True, generator=True)
         if self.config.lambda_feat:
@@ -336,8 +351,8 @@ class System(_system.System):
 
     def discriminator_loss(self, batch: Batch) -> dict[str, Tensor]:
         with torch.no_grad():  # a second fake, by the generator just updated
-            z = self.encode(batch["image"])[0] if self.config.use_vae else None
-            fake = self.nets["G"](batch["semantics"], z)
+            z = self.encode(batch)[0] if self.config.use_vae else None
+            fake = self.generate(batch, z)
         on_fake, on_real = self.discriminate(batch, fake)
         return {"D_Fake": self.adversarial(on_fake, real=False), "D_real": self.adversarial(on_real, real=True)}
 
@@ -351,12 +366,12 @@ class System(_system.System):
             if (h, w) != (height, width):
                 raise ValueError(f"label map of {h}x{w} pixels: with use_vae it must have {height}x{width}")
             if "image" in batch:
-                z = self.encode(batch["image"])[0]
+                z = self.encode(batch)[0]
             else:
                 z = self.randn((len(batch["label"]), Z_DIM), self.nets["G"].fc.weight)
         if h % stride or w % stride:
-            batch = {name: pad_to(batch[name], stride) for name in ("label", "instance") if name in batch}
-        fake = self.nets["G"](self.prepare(batch)["semantics"], z)
+            batch = {name: pad_to(batch[name], stride) for name in ("label", "instance", "dist") if name in batch}
+        fake = self.generate(self.prepare(batch), z)
         return {"fake": fake[..., :h, :w]}
 
     def load_original(self, path: str | Path, epoch: str = "latest") -> None:
