@@ -4,6 +4,7 @@ from .bake import bake
 from .clade import CLADEResnetBlock, ClassAffine, SPADELight
 from .instance import AdaIN, InstanceNormAct
 from .label_conv import label_conv2d
+from .smis import GROUP_SPADE, SPADEV2ResnetBlock
 from .spade import SPADE, SPADEResnetBlock
 from .spectral import spectral_norm
 
@@ -11,10 +12,12 @@ __all__ = [
     "AdaIN",
     "CLADEResnetBlock",
     "ClassAffine",
+    "GROUP_SPADE",
     "InstanceNormAct",
     "SPADE",
     "SPADELight",
     "SPADEResnetBlock",
+    "SPADEV2ResnetBlock",
     "bake",
     "label_conv2d",
     "spectral_norm",

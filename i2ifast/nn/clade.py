@@ -152,9 +152,7 @@ class CLADEResnetBlock(ResnetBlock):
         layer = partial(SPADELight, config, label_nc=label_nc, no_instance=no_instance, add_dist=add_dist)
         super().__init__(fin, fout, conv, layer, "spectral" in norm_G)
 
-    def forward(
-        self, x: Tensor, seg: Tensor | LabelPlan, dist: Tensor | None = None, upsample: bool = False
-    ) -> Tensor:
+    def forward(self, x: Tensor, seg: Tensor | LabelPlan, dist: Tensor | None = None, upsample: bool = False) -> Tensor:
         """x [N, fin, H, W] -> [N, fout, H, W], both x2 with `upsample`, which first upsamples x by nearest."""
         size = tuple(side * (2 if upsample else 1) for side in x.shape[2:])
         if self.learned_shortcut:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..labels import LabelPlan
+from ..labels import LabelPlan, Windows
 from ..ops import (
     PackedConv3x3,
     PackedLinear,
@@ -65,15 +65,20 @@ class Modulator:
         """For seg resized to `size` by nearest: a table, or a dense map [N, 2C, H, W] where that is cheaper."""
         plan = plan_of(seg)
         if plan is None:
-            hidden = F.conv2d(resized(seg, size), self.shared.weight, self.shared.bias, padding=self.shared.padding)
+            shared = self.shared
+            hidden = F.conv2d(resized(seg, size), shared.weight, shared.bias, 1, shared.padding, 1, shared.groups)
             return self.dense(F.relu(hidden))
         level = plan.level(size, self.kernel)
-        rows = self.first(plan.values.to(self.weight.dtype)).view(-1, self.shared.out_channels)
+        rows = self.first(plan.values.to(self.shared.weight.dtype)).view(-1, self.shared.out_channels)
         hidden = F.relu(sum_windows(rows, level.hidden) + self.shared.bias)
         if not table_pays(level):
             return self.dense(expand(hidden, level.hidden))
-        rows = sum_windows(self.second(hidden).view(-1, self.bias.numel()), level.table)
+        rows = self.rows(hidden, level.table)
         return Table(rows, level.table.patches, level.table.segments if rows.is_cuda else None)
+
+    def rows(self, hidden: Tensor, windows: Windows) -> Tensor:
+        """The table [D, 2C] of the distinct windows of hidden rows."""
+        return sum_windows(self.second(hidden).view(-1, self.bias.numel()), windows)
 
 
 def apply(
