@@ -287,8 +287,8 @@ def instance_edges(instances: Tensor) -> Tensor:
 def objects(labels: Tensor) -> Tensor:
     """A number for the object at every pixel: for what is connected, corners included, and has one label.
 
-    labels [N, H, W] or [N, 1, H, W], integers; returns [N, H, W] int64. Images of a batch have different numbers, below
-    the number of pixels, but not consecutive.
+    labels [N, H, W] or [N, 1, H, W], integers; returns [N, H, W] int64. Images of a batch share no number. Numbers are
+    below the count of pixels, but not consecutive.
     """
     labels = _integers("labels", labels)
     # Objects are made of runs, pieces of rows, that touch runs of the row below.

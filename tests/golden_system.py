@@ -121,7 +121,6 @@ def run_phases(system: System, case: Case, dense: bool) -> dict[str, Tensor]:
                 semantics = batch["semantics"]
                 found[f"grad.{mode}.in.semantics"] = semantics.grad if dense else None
                 found[f"grad.{mode}.in.real"] = batch["image"].grad
-                found["mid.trans_img"] = batch.get("crops")
                 found["mid.input_semantics"] = semantics if dense else semantics.dense()
     return found
 

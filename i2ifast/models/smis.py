@@ -47,11 +47,8 @@ class Config(spade.Config):
         super().__post_init__()
         if self.netG not in ENCODER_NDF:
             raise ValueError(f"netG {self.netG!r}: expected one of {', '.join(ENCODER_NDF)}")
-        for name, only in {
-            "num_upsampling_layers": "more",
-            "use_vae": True,
-            "instance": self.netG == "Cityscapes",
-        }.items():
+        has_only = {"num_upsampling_layers": "more", "use_vae": True, "instance": self.netG == "Cityscapes"}
+        for name, only in has_only.items():
             if getattr(self, name) != only:
                 raise ValueError(f"{name} {getattr(self, name)!r}: netG {self.netG} has only {only!r}")
         self.group_nums = tuple(self.group_nums) or self.published_groups
@@ -132,16 +129,15 @@ class SMISGenerator(nn.Module):
 def class_crops(images: Tensor, seg: Semantics, classes: int) -> Tensor:
     """The pixels of each class, black elsewhere, cut to their bounding box and resized to the image's size by nearest.
 
-    images [N,3,H,W] -> [N,3*classes,H,W], zeros for a class without pixels. Pixels whose channels sum to zero do not
-    count. All boxes come from one pass, and nothing waits for the device. No gradient goes to the label map.
+    images [N,3,H,W] -> [N,3*classes,H,W]; a class without pixels is all black. Pixels whose channels sum to zero do not
+    count for the box. All boxes come from one pass, and nothing waits for the device.
     """
-    masks = (seg.detach() if isinstance(seg, Tensor) else seg.dense())[:, :classes].to(images.dtype)
+    masks = (seg if isinstance(seg, Tensor) else seg.dense())[:, :classes].to(images.dtype)
     with torch.no_grad():
         seen = images.sum(1, keepdim=True) * masks != 0
         rows, columns = stretched(seen.any(3)), stretched(seen.any(2))
         at = (rows[..., None] * images.size(3) + columns[..., None, :]).flatten(2)  # [N, classes, H * W]
-        present = seen.flatten(2).any(2)[:, :, None]
-    masks = masks.flatten(2).gather(2, at) * present
+    masks = masks.flatten(2).gather(2, at)
     pixels = images.flatten(2)[:, None].expand(-1, classes, -1, -1).gather(3, at[:, :, None].expand(-1, -1, 3, -1))
     return (pixels * masks[:, :, None]).view(len(images), 3 * classes, *images.shape[2:])
 
@@ -150,10 +146,10 @@ def stretched(seen: Tensor) -> Tensor:
     """Where each of L pixels comes from when those from the first to the last that is seen, [..., L], fill the line."""
     length = seen.size(-1)
     place = torch.arange(length, device=seen.device)
-    first = torch.where(seen, place, length).amin(-1, keepdim=True)
-    extent = torch.where(seen, place + 1, 0).amax(-1, keepdim=True) - first
-    step = (place * (extent.float() / length)).long()
-    return (first + step.minimum(extent - 1)).clamp(0, length - 1)
+    first = torch.where(seen, place, length).amin(-1, keepdim=True) % length  # all of the line where nothing is seen
+    end = torch.where(seen, place + 1, 0).amax(-1, keepdim=True)
+    extent = torch.where(end == 0, length, end) - first
+    return first + (place * (extent.float() / length)).long().minimum(extent - 1)
 
 
 class ConvEncoder(nn.Module):
@@ -184,9 +180,12 @@ class System(spade.System):
 
     def encode(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Codes of `image` drawn from the encoder's normal distributions, their means and log variances."""
-        if "crops" not in batch:
-            batch["crops"] = class_crops(batch["image"], batch["semantics"], self.config.num_classes)
-        mu, logvar = self.nets["E"](batch["crops"])
+        crops = batch.get("crops")
+        if crops is None:
+            crops = class_crops(batch["image"], batch["semantics"], self.config.num_classes)
+        if not crops.requires_grad:
+            batch["crops"] = crops  # both phases take them
+        mu, logvar = self.nets["E"](crops)
         return self.randn(mu.shape, mu) * torch.exp(0.5 * logvar) + mu, mu, logvar
 
     @torch.no_grad()

@@ -24,13 +24,11 @@ class GroupedModulator(Modulator):
         taps = self.kernel**2
         weight = shared.weight.unflatten(0, (shared.groups, -1)).permute(0, 2, 3, 4, 1)  # [groups, in, k, k, out]
         self.of_values = weight.flatten(2)
-        parts = [(conv.weight.chunk(conv.groups), conv.bias.chunk(conv.groups)) for conv in (gamma, beta)]
         self.of_hidden = []
-        for *weights, bias_of_gamma, bias_of_beta in zip(
-            parts[0][0], parts[1][0], parts[0][1], parts[1][1], strict=True
-        ):
-            matrix = tap_matrix(torch.cat(weights))
-            bias = centred(torch.cat([bias_of_gamma, bias_of_beta]), taps)
+        of_gamma, of_beta = (zip(c.weight.chunk(c.groups), c.bias.chunk(c.groups), strict=True) for c in (gamma, beta))
+        for (weight, bias), (weight_beta, bias_beta) in zip(of_gamma, of_beta, strict=True):
+            matrix = tap_matrix(torch.cat([weight, weight_beta]))
+            bias = centred(torch.cat([bias, bias_beta]), taps)
             self.of_hidden.append(PackedLinear(matrix, bias) if fixed else partial(linear, weight=matrix, bias=bias))
 
     def first(self, values: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from golden_recipe import Case
 from golden_system import VARIANTS
 from torch import Tensor
 
-from i2ifast.models.smis import BLOCKS
+from i2ifast import labels
+from i2ifast.models.smis import BLOCKS, Config, class_crops
 
 __all__ = ["VARIANTS", "found"]
 
@@ -19,9 +20,12 @@ class Recorded(Case):
     def options(self) -> dict[str, Any]:
         """Group numbers are those of the recorded weights: channels in over channels of a group."""
         keys = self.keys("G")
-        groups = [len_of(keys, f"{name}.norm_0.param_free_norm.running_mean") for name in BLOCKS]
-        groups = [n // keys[f"{name}.conv_0.weight_orig"][0][1] for name, n in zip(BLOCKS, groups, strict=True)]
-        return super().options | {"group_nums": groups}
+
+        def groups(block: str) -> int:
+            (channels,), _ = keys[f"{block}.norm_0.param_free_norm.running_mean"]
+            return channels // keys[f"{block}.conv_0.weight_orig"][0][1]
+
+        return super().options | {"group_nums": tuple(map(groups, BLOCKS))}
 
     def inputs(self, prefix: str) -> dict[str, Tensor]:
         found = super().inputs(prefix)
@@ -29,9 +33,12 @@ class Recorded(Case):
         return found | {"image": torch.where(empty, 1 / 128, found["image"])}
 
 
-def len_of(keys: dict[str, tuple[list[int], torch.dtype]], name: str) -> int:
-    return keys[name][0][0]
-
-
 def found(case: Case, variant: str, backend: str, folder: Path) -> dict[str, Tensor]:
-    return golden_system.found(Recorded(case.path), variant, backend, folder)
+    case = Recorded(case.path)
+    values = golden_system.found(case, variant, backend, folder)
+    if "mid.trans_img" in case.names:
+        config = Config.from_original(case.options)
+        batch = case.inputs("in.")
+        plan = labels.plan(batch["label"], config.num_classes)
+        values["mid.trans_img"] = class_crops(batch["image"], plan, config.num_classes)
+    return values
