@@ -55,11 +55,12 @@ class System(spade.System):
     Generator = CLADEGenerator
 
     def init_weights(self) -> None:
-        """SPADE's, except that class weights are uniform in [0, 1)."""
+        """SPADE's, except that the weights of classes are uniform in [0, 1), their biases 0."""
         super().init_weights()
         for module in self.nets.modules():
             if isinstance(module, ClassAffine):
                 nn.init.uniform_(module.weight)
+                nn.init.zeros_(module.bias)
 
     @property
     def plan_sizes(self) -> list[tuple[int, int]]:
