@@ -76,9 +76,12 @@ def test_translate_keeps_any_size(name: str, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("name", models.names())
 def test_translate_pads_with_the_border(name: str) -> None:
     system = settled(name)
+    system.randn = lambda shape, like: torch.ones(shape)
     batch = batch_of(system, (50, 70))
-    border = (0, 96 - 70, 0, 64 - 50)
-    padded = {key: F.pad(batch[key].float(), border, mode="replicate").long() for key in ("label", "instance")}
+    bottom, right = (-side % system.config.stride for side in (50, 70))
+    padded = {
+        key: F.pad(value.float(), (0, right, 0, bottom), mode="replicate").to(value) for key, value in batch.items()
+    }
     expected = system.translate(padded)["fake"][..., :50, :70]
     torch.testing.assert_close(system.translate(batch)["fake"], expected)
 

@@ -177,6 +177,7 @@ class System(spade.System):
     PRESETS = PRESETS
     Generator = SMISGenerator
     Encoder = ConvEncoder
+    optional = ("D", "E")
 
     def encode(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Codes of `image` drawn from the encoder's normal distributions, their means and log variances."""

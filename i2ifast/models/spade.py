@@ -263,6 +263,7 @@ class System(_system.System):
     PRESETS = PRESETS
     Generator: ClassVar[type[nn.Module]] = SPADEGenerator
     Encoder: ClassVar[type[nn.Module]] = ConvEncoder
+    optional: ClassVar[tuple[str, ...]] = ("D",)  # networks that translation does without
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -375,12 +376,11 @@ class System(_system.System):
         return {"fake": fake[..., :h, :w]}
 
     def load_original(self, path: str | Path, epoch: str = "latest") -> None:
-        """Load <epoch>_net_{G,D,E}.pth of a checkpoint folder (D may be absent), or one such file."""
+        """Load <epoch>_net_{G,D,E}.pth of a checkpoint folder (`optional` ones may be absent), or one such file."""
         path = Path(path)
         if path.is_dir():
             files = {name: path / f"{epoch}_net_{name}.pth" for name in self.nets}
-            if not files["D"].exists():
-                del files["D"]
+            files = {name: file for name, file in files.items() if file.exists() or name not in self.optional}
         else:
             files = {path.stem.rpartition("_net_")[2]: path}
         for name, file in files.items():
