@@ -54,8 +54,10 @@ def _rows(table, patches, q, p_ok, channels, PAIR: tl.constexpr):
 def _scale(scales, q, k, q_ok, PAIR: tl.constexpr):
     """Number k of pixels q of y, as [BLOCK_P, 1]; 1 without scales."""
     if scales is None:
-        return 1.0
-    return tl.load(scales + q * (4 if PAIR else 2) + k, mask=q_ok, other=0.0)[:, None]
+        value = 1.0
+    else:
+        value = tl.load(scales + q * (4 if PAIR else 2) + k, mask=q_ok, other=0.0)[:, None]
+    return value
 
 
 @triton.jit
@@ -128,13 +130,13 @@ def _dx(
         q += n * hw * CHILDREN
         rows = _rows(table, patches, q, p_ok, channels, PAIR)
         s, t = _scale(scales, q, 0, p_ok, PAIR), _scale(scales, q, 1, p_ok, PAIR)
-        part, ds, dt = _gradient(dy, xhat, at, rows, s, t, c, ok, slope, channels)
-        g += part
+        share, ds, dt = _gradient(dy, xhat, at, rows, s, t, c, ok, slope, channels)
+        g += share
         _store_dscales(dscales, y_pixels, q, 0, ds, dt, p_ok, channels, PAIR, BLOCK_C)
         if PAIR:
             s, t = _scale(scales, q, 2, p_ok, PAIR), _scale(scales, q, 3, p_ok, PAIR)
-            part, ds, dt = _gradient(dy2, xhat, at, rows + 2 * channels, s, t, c, ok, slope2, channels)
-            g += part
+            share, ds, dt = _gradient(dy2, xhat, at, rows + 2 * channels, s, t, c, ok, slope2, channels)
+            g += share
             _store_dscales(dscales, y_pixels, q, 2, ds, dt, p_ok, channels, PAIR, BLOCK_C)
     mean_g = row(means, n * stride_g, c, channels)
     mean_gx = row(means + groups * channels, n * stride_g, c, channels)
@@ -155,19 +157,21 @@ def _sums(
         p_ok = p < hw
         ok = p_ok[:, None] & (c < channels)[None, :]
         xhat = (load(x, n * hw * channels + p[:, None] * stride_p + c[None, :] * stride_c, ok) - mu) * scale
+        g = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
         for k in tl.static_range(CHILDREN):
             q = _child(p, k, width, CHILDREN)
             at = n * hw * CHILDREN * channels + q[:, None] * stride_p + c[None, :] * stride_yc
             q += n * hw * CHILDREN
             rows = _rows(table, patches, q, p_ok, channels, PAIR)
             s, t = _scale(scales, q, 0, p_ok, PAIR), _scale(scales, q, 1, p_ok, PAIR)
-            g, _, _ = _gradient(dy, xhat, at, rows, s, t, c, ok, slope, channels)
+            share, _, _ = _gradient(dy, xhat, at, rows, s, t, c, ok, slope, channels)
+            g += share
             if PAIR:
                 s, t = _scale(scales, q, 2, p_ok, PAIR), _scale(scales, q, 3, p_ok, PAIR)
-                part, _, _ = _gradient(dy2, xhat, at, rows + 2 * channels, s, t, c, ok, slope2, channels)
-                g += part
-            sum_g += g
-            sum_gx += g * xhat
+                share, _, _ = _gradient(dy2, xhat, at, rows + 2 * channels, s, t, c, ok, slope2, channels)
+                g += share
+        sum_g += g
+        sum_gx += g * xhat
         p += BLOCK_P
     out = partials + part * channels + c
     tl.store(out, tl.sum(sum_g, 0), mask=c < channels)
