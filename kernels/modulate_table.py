@@ -77,7 +77,8 @@ def _gradient(dy, xhat, at, rows, s, t, c, ok, slope, channels):
 
 @triton.jit
 def _apply(
-    x, table, patches, scales, mean, rstd, y, y2, slope, slope2, stride_g, width, stride_yc, hw, channels, stride_p, stride_c,
+    x, table, patches, scales, mean, rstd, y, y2, slope, slope2, stride_g, width, stride_yc,
+    hw, channels, stride_p, stride_c,
     PAIR: tl.constexpr, CHILDREN: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     n, p, c, _ = place(hw, channels, BLOCK_P, BLOCK_P, BLOCK_C)
@@ -113,8 +114,8 @@ def _store_dscales(
 
 @triton.jit
 def _dx(
-    dy, dy2, x, table, patches, scales, mean, rstd, means, dx, dscales, slope, slope2, stride_g, groups, width, stride_yc,
-    y_pixels, hw, channels, stride_p, stride_c,
+    dy, dy2, x, table, patches, scales, mean, rstd, means, dx, dscales, slope, slope2, stride_g, groups,
+    width, stride_yc, y_pixels, hw, channels, stride_p, stride_c,
     PAIR: tl.constexpr, CHILDREN: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     n, p, c, _ = place(hw, channels, BLOCK_P, BLOCK_P, BLOCK_C)
@@ -145,8 +146,8 @@ def _dx(
 
 @triton.jit
 def _sums(
-    dy, dy2, x, table, patches, scales, mean, rstd, partials, slope, slope2, stride_g, width, stride_yc, iterations, parts,
-    hw, channels, stride_p, stride_c,
+    dy, dy2, x, table, patches, scales, mean, rstd, partials, slope, slope2, stride_g, width, stride_yc,
+    iterations, parts, hw, channels, stride_p, stride_c,
     PAIR: tl.constexpr, CHILDREN: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     n, p, c, part = place(hw, channels, BLOCK_P * iterations, BLOCK_P, BLOCK_C)
@@ -258,8 +259,8 @@ def modulate_table_sums(
     """dtable like table, and sums [2, G, C] of g and g * xhat.
 
     Without scales g = dz * (1 + gamma) and 1 + gamma is constant along a table row, so sums over the batch follow from
-    dtable; else, and per sample, they take a pass of their own. `order`, `offsets` are the pixels sorted by index and the start of each row, None to
-    sort here.
+    dtable; else, and per sample, they take a pass of their own. `order`, `offsets` are the pixels sorted by index and
+    the start of each row, None to sort here.
     """
     outputs, children = (1 if dy2 is None else 2), (4 if upsample else 1)
     rows, channels = table.size(0), x.size(1)

@@ -1,4 +1,4 @@
-"""CLADE: layers and blocks are their plain formulation on any map, offsets from objects' centres, the system's parts."""
+"""CLADE: layers and blocks are their plain formulation on any map; offsets from objects' centres; the system."""
 
 from itertools import product
 

@@ -1,4 +1,4 @@
-"""SMIS: grouped layers and blocks are their plain formulation on any map; crops of classes; codes; the interleaved map."""
+"""SMIS: grouped layers and blocks are their plain formulation on any map; crops of classes; codes."""
 
 import pytest
 import torch

@@ -110,7 +110,8 @@ class SPADELight(nn.Module):
     ) -> Tensor:
         """x [N, C, H, W] -> act(...) of the same size, or x2 with `upsample`, which first upsamples x by nearest."""
         y = modulated(x, seg, self.layer(dist), act, upsample)
-        return torch.cat([y, *self.edges(seg, tuple(y.shape[2:]), act)], 1)
+        edges = self.edges(seg, tuple(y.shape[2:]), act)
+        return torch.cat([y, *edges], 1) if edges else y
 
 
 class EdgeConv2d(Conv2d):
