@@ -22,7 +22,7 @@ class Plain(nn.Module):
         return F.conv2d(x, conv.weight, conv.bias, padding=1, groups=conv.groups)
 
     def forward(self, x: Tensor, seg: Tensor) -> Tensor:
-        hidden = F.relu(self.convolve(seg, self.layer.mlp_shared[0]))
+        hidden = F.relu(self.convolve(seg.float(), self.layer.mlp_shared[0]))
         gamma, beta = (self.convolve(hidden, conv) for conv in (self.layer.mlp_gamma, self.layer.mlp_beta))
         return F.batch_norm(x, None, None, training=True) * (1 + gamma) + beta
 
@@ -31,7 +31,7 @@ def make(classes: int, groups: int, mode: str):
     def made(shape: Shape, g: torch.Generator) -> Made:
         n, c, h, w = shape
         layer = GROUP_SPADE(c - c % classes if mode == "cityscapes" else c, classes, groups, data_mode=mode)
-        seg = F.one_hot(blocky(g, n, h, w, classes, 16).long(), classes).permute(0, 3, 1, 2).float().contiguous()
+        seg = F.one_hot(blocky(g, n, h, w, classes, 16).long(), classes).permute(0, 3, 1, 2).byte().contiguous()  # no gradient
         x = torch.randn((n, layer.param_free_norm.num_features, h, w), generator=g)
         return Made({"ours": layer, "plain": Plain(layer)}, {"x": x, "seg": seg})
 
