@@ -25,19 +25,42 @@ inline void scaled_forward(const T* __restrict x, const float* __restrict mean, 
   }
 }
 
-// Adds g to a third row.
-template <class T>
-inline void scaled_accumulate(const T* __restrict dy, const T* __restrict x, const float* __restrict mean, const float* __restrict rstd,
-                              const float* __restrict gamma, const float* __restrict beta, Scale by, float* __restrict dgamma,
-                              float* __restrict dbeta, float* __restrict g, int64_t n, float slope) {
-  for (int64_t c = 0; c < n; ++c) {
-    float xhat = (load(x[c]) - mean[c]) * rstd[c], scale = 1 + gamma[c];
-    float z = xhat * (scale * by.s) + beta[c] * by.t;
-    float dz = z > 0 ? load(dy[c]) : load(dy[c]) * slope;
-    dgamma[c] += dz * xhat * by.s;
-    dbeta[c] += dz * by.t;
-    g[c] += dz * scale * by.s;
-  }
+// Sums of one output over a run of pixels of y that share a table row, for `n` <= kLanes channels: gradients of gamma and beta, and g.
+struct Run {
+  const ModulateTable& p;
+  const float *mean, *rstd, *gamma, *beta;
+  int64_t first, last, scale;  // pixels of a row of y, and how many of them are one of x
+  int64_t at;                  // of that row among all pixels of y
+  int k;
+};
+
+template <class T, bool Scaled>
+inline void run_sums(const Run& r, const T* __restrict dy, const T* __restrict x, int64_t c0, int64_t n, float (*__restrict sums)[kLanes]) {
+  float mean[kLanes] = {}, rstd[kLanes] = {}, gain[kLanes] = {}, beta[kLanes] = {};
+  float dgamma[kLanes] = {}, dbeta[kLanes] = {}, g[kLanes] = {};
+  for (int64_t c = 0; c < n; ++c)
+    mean[c] = r.mean[c0 + c], rstd[c] = r.rstd[c0 + c], gain[c] = 1 + r.gamma[c0 + c], beta[c] = r.beta[c0 + c];
+  const float slope = r.p.slope[r.k];
+  auto pixel = [&](int64_t j, int64_t lanes) {
+    const T *from = x + j / r.scale * r.p.c + c0, *by = dy + j * r.p.c + c0;
+    float s = 1, t = 1;
+    if (Scaled) {
+      Scale of(r.p, r.at + j, r.k);
+      s = of.s, t = of.t;
+    }
+    for (int64_t c = 0; c < lanes; ++c) {
+      float xhat = (load(from[c]) - mean[c]) * rstd[c];
+      float dz = xhat * (gain[c] * s) + beta[c] * t > 0 ? load(by[c]) : load(by[c]) * slope;
+      dgamma[c] += dz * xhat * s;
+      dbeta[c] += dz * t;
+      g[c] += dz * gain[c] * s;
+    }
+  };
+  if (n == kLanes)
+    for (int64_t j = r.first; j < r.last; ++j) pixel(j, kLanes);
+  else
+    for (int64_t j = r.first; j < r.last; ++j) pixel(j, n);
+  for (int64_t c = 0; c < kLanes; ++c) sums[0][c] = dgamma[c], sums[1][c] = dbeta[c], sums[2][c] = g[c];
 }
 
 // Adds g to a row, and the gradients of s and t to `lanes` [2][kLanes].
@@ -86,7 +109,7 @@ template <class T, bool Scaled>
 void sums(const ModulateTable& p, int64_t c0, int64_t n) {
   int64_t scale = p.upsample ? 2 : 1, width = p.w * scale, height = p.h * scale, row = 2 * p.c * p.outputs;
   int64_t groups = p.per_sample ? p.n : 1;
-  float accumulated[3][kBlock];
+  float sums[3][kLanes];
   for (int64_t sample = 0; sample < p.n; ++sample) {
     int64_t group = p.per_sample ? sample : 0;
     const float *mean = p.mean + group * p.c + c0, *rstd = p.rstd + group * p.c + c0;
@@ -98,23 +121,20 @@ void sums(const ModulateTable& p, int64_t c0, int64_t n) {
         const float* table = p.table + patches[i] * row + c0;
         for (next = i + 1; next < width && next < i + kRun && patches[next] == patches[i];) ++next;
         for (int k = 0; k < p.outputs; ++k) {
-          std::memset(accumulated, 0, sizeof(accumulated));
           const int64_t first = (sample * height + y) * width;
           const T* dy = static_cast<const T*>(p.dy[k]) + first * p.c + c0;
-          float *dgamma = accumulated[0], *dbeta = accumulated[1], *g = accumulated[2];
           const float *gamma = table + 2 * k * p.c, *beta = gamma + p.c;
-          for (int64_t j = i; j < next; ++j)
-            if (Scaled)
-              scaled_accumulate(dy + j * p.c, x + j / scale * p.c, mean, rstd, gamma, beta, Scale(p, first + j, k), dgamma, dbeta, g, n,
-                                p.slope[k]);
-            else
-              row_accumulate<1>(dy + j * p.c, x + j / scale * p.c, mean, rstd, gamma, beta, dgamma, dbeta, n, p.slope[k]);
+          const Run run{p, mean, rstd, gamma, beta, i, next, scale, first, k};
           double *row_gamma = p.dtable + patches[i] * row + 2 * k * p.c + c0, *row_beta = row_gamma + p.c;
-          for (int64_t c = 0; c < n; ++c) {
-            row_gamma[c] += dgamma[c];
-            row_beta[c] += dbeta[c];
-            sum_g[c] += Scaled ? g[c] : (1 + gamma[c]) * dbeta[c];
-            sum_gx[c] += (1 + gamma[c]) * dgamma[c];
+          for (int64_t from = 0; from < n; from += kLanes) {
+            const int64_t lanes = n - from < kLanes ? n - from : kLanes;
+            run_sums<T, Scaled>(run, dy, x, from, lanes, sums);
+            for (int64_t lane = 0, c = from; lane < lanes; ++lane, ++c) {
+              row_gamma[c] += sums[0][lane];
+              row_beta[c] += sums[1][lane];
+              sum_g[c] += sums[2][lane];
+              sum_gx[c] += (1 + gamma[c]) * sums[0][lane];
+            }
           }
         }
       }

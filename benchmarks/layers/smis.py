@@ -31,7 +31,9 @@ def make(classes: int, groups: int, mode: str):
     def made(shape: Shape, g: torch.Generator) -> Made:
         n, c, h, w = shape
         layer = GROUP_SPADE(c - c % classes if mode == "cityscapes" else c, classes, groups, data_mode=mode)
-        seg = F.one_hot(blocky(g, n, h, w, classes, 16).long(), classes).permute(0, 3, 1, 2).byte().contiguous()  # no gradient
+        seg = (
+            F.one_hot(blocky(g, n, h, w, classes, 16).long(), classes).permute(0, 3, 1, 2).byte().contiguous()
+        )  # no gradient
         x = torch.randn((n, layer.param_free_norm.num_features, h, w), generator=g)
         return Made({"ours": layer, "plain": Plain(layer)}, {"x": x, "seg": seg})
 
