@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from plain import blocks, gradients, normal, one_hot
 from test_exactness import assert_equal
 from torch import Tensor, nn
 
 from i2ifast import labels, models
+from i2ifast.data.images import Geometry
+from i2ifast.data.labels import Files, LabelDataset, Options, collate
 from i2ifast.nn import CLADEResnetBlock, ClassAffine, SPADELight, bake
 
 CLASSES = 4
@@ -187,6 +190,19 @@ def test_offsets_reach_the_generator():
     given = system.translate({**batch, "dist": labels.centre_offsets(batch["label"])})["fake"]
     other = system.translate({**batch, "dist": torch.zeros(1, 2, 50, 70)})["fake"]
     assert own.shape == (1, 3, 50, 70) and own.equal(given) and not own.equal(other)
+
+
+def test_items_have_the_offsets_of_the_whole_map(tmp_path):
+    """Cut with the label map; where that is mirrored, those of the mirrored map."""
+    maps = blocks(1, 32, 32, CLASSES, 8)
+    Image.fromarray(maps[0].byte().numpy()).save(tmp_path / "a.png")
+    options = Options(CLASSES, instance=False, add_dist=True, crop_size=16, preprocess_mode="crop")
+    item = LabelDataset([Files(tmp_path / "a.png")], options)[0]
+    offsets = labels.centre_offsets(maps)[0]
+    assert item["dist"].equal(offsets[:, 8:24, 8:24]) and item["label"][0].equal(maps[0, 8:24, 8:24])
+    assert collate([item, item], CLASSES)["dist"].shape == (2, 2, 16, 16)
+    mirrored = Geometry((32, 32), (0, 0, 32, 32), True).offsets(offsets)
+    torch.testing.assert_close(mirrored, labels.centre_offsets(maps.flip(2))[0])
 
 
 def test_weights_start_uniform():
