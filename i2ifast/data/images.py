@@ -142,7 +142,7 @@ class Geometry(NamedTuple):
         return torch.from_numpy(np.array(self(Image.fromarray(values), Image.Resampling.NEAREST))).long()[None]
 
     def offsets(self, values: Tensor) -> Tensor:
-        """Nearest; [2,H,W] from offsets of pixels, rows then columns, float32. Mirroring turns those of columns round."""
+        """Nearest; [2,H,W] from offsets of pixels, rows then columns, float32. Mirroring turns columns' round."""
         planes = [self(Image.fromarray(plane), Image.Resampling.NEAREST) for plane in values.numpy()]
         rows, columns = (torch.from_numpy(np.array(plane)) for plane in planes)
         return torch.stack([rows, -columns if self.flip else columns])
