@@ -343,6 +343,55 @@ def instance_edges(instances: Tensor) -> Tensor:
     return edges.view(instances.shape)
 
 
+def objects(labels: Tensor) -> Tensor:
+    """A number for the object at every pixel: for what is connected, corners included, and has one label.
+
+    labels [N, H, W] or [N, 1, H, W], integers; returns [N, H, W] int64. Images of a batch share no number. Numbers are
+    below the count of pixels, but not consecutive.
+    """
+    labels = _integers("labels", labels)
+    # Objects are made of runs, pieces of rows, that touch runs of the row below.
+    begins = torch.ones_like(labels, dtype=torch.bool)
+    begins[:, :, 1:] = labels[:, :, 1:] != labels[:, :, :-1]
+    runs = begins.flatten().cumsum(0).view_as(labels) - 1
+    width, pairs = labels.size(2), []  # of runs a above and b below, as a * pixels + b
+    for shift in (-1, 0, 1):
+        above, below = (slice(max(0, s), width + min(0, s)) for s in (shift, -shift))
+        alike = labels[:, :-1, above] == labels[:, 1:, below]
+        pairs.append((runs[:, :-1, above][alike] * labels.numel() + runs[:, 1:, below][alike]).unique_consecutive())
+    ends = torch.cat(pairs)
+    ends = torch.stack([ends // labels.numel(), ends % labels.numel()])
+    roots = torch.arange(labels.numel(), device=labels.device)
+    while True:  # the larger root of two that touch hangs on the smaller one
+        a, b = roots[ends]
+        if torch.equal(a, b):
+            return roots[runs]
+        roots = roots.scatter_reduce(0, torch.maximum(a, b), torch.minimum(a, b), "amin")
+        while not torch.equal(roots, higher := roots[roots]):
+            roots = higher
+
+
+def centre_offsets(labels: Tensor, normalise: bool = True) -> Tensor:
+    """How far each pixel lies from the centre of its object (see `objects`): [N, 2, H, W] float32, rows then columns.
+
+    labels [N, H, W] or [N, 1, H, W], integers. The offsets of an object are divided by its largest one + 1e-5, unless
+    not to `normalise`. Label 0 has zeros.
+    """
+    labels = _integers("labels", labels)
+    which = objects(labels).flatten()
+    count = which.bincount().clamp(min=1)
+    offsets = []
+    for dim, size in ((1, labels.size(1)), (2, labels.size(2))):
+        shape = [-1 if d == dim else 1 for d in range(3)]
+        place = torch.arange(size, dtype=torch.float64, device=labels.device).view(shape).expand_as(labels).flatten()
+        offset = place - (which.bincount(place) / count)[which]
+        if normalise:
+            largest = torch.zeros_like(count, dtype=offset.dtype).scatter_reduce(0, which, offset.abs(), "amax")
+            offset = offset / (largest + 1e-5)[which]
+        offsets.append(offset.view_as(labels).masked_fill(labels == 0, 0))
+    return torch.stack(offsets, 1).float()
+
+
 def _planes(name: str, maps: Tensor) -> Tensor:
     if maps.dim() == 4 and maps.size(1) == 1:
         return maps[:, 0]

@@ -82,7 +82,7 @@ class Arguments:
     loop: tyro.conf.OmitArgPrefixes[Loop]
     workers: int = 2
     """processes that load data"""
-    dataset_mode: Literal["auto", "coco", "ade20k", "cityscapes", "celebamask"] = "auto"
+    dataset_mode: Literal["auto", "coco", "ade20k", "cityscapes", "celebamask", "deepfashion"] = "auto"
     """layout of the data folder"""
     load_size: int | None = None
     """side that images are resized to before the crop"""

@@ -1,4 +1,5 @@
-// Modulation by table rows, channels_last. K = 1 or 2 outputs share a read of x; a table row is (gamma, beta) per output.
+// Modulation by table rows, channels_last. K = 1 or 2 outputs share a read of x; a table row is (gamma, beta) per output. With scales (s,
+// t) per pixel of y and output, 1 + gamma is multiplied by s and beta by t.
 #pragma once
 #include "isa.h"
 
@@ -13,12 +14,14 @@ struct ModulateTable {
   const void* x;
   const float *table, *mean, *rstd;
   const int32_t* patches;  // [N, H, W], x2 if upsample
+  const float* scales;     // [N, H, W, 2K], x2 if upsample, or null
   const void* dy[2];
   void* y[2];
   double* dtable;      // [D, 2CK]
   double* sums;        // [2, G, C]: of g and g * xhat
   const float* means;  // sums over their counts
   void* dx;
+  float* dscales;  // like scales
 };
 
 I2IFAST_DECLARE(void, modulate_table_forward, (const ModulateTable& p, int64_t begin, int64_t end))  // rows of y

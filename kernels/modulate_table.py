@@ -1,7 +1,8 @@
 """Triton kernels of `modulate_table`: y = act((x - mean) * rstd * (1 + gamma) + beta) with a table row per pixel.
 
-A table row is (gamma, beta) or, for a pair of outputs, (gamma, beta, gamma2, beta2), C numbers each. With CHILDREN = 4,
-x is upsampled x2 by nearest on the fly: pixel p of x has four pixels in patches and y.
+A table row is (gamma, beta) or, for a pair of outputs, (gamma, beta, gamma2, beta2), C numbers each. With scales, as
+many numbers per pixel of y, 1 + gamma and beta are multiplied by them. With CHILDREN = 4, x is upsampled x2 by nearest
+on the fly: pixel p of x has four pixels in patches and y.
 """
 
 import torch
@@ -51,26 +52,34 @@ def _rows(table, patches, q, p_ok, channels, PAIR: tl.constexpr):
 
 
 @triton.jit
-def _modulated(xhat, rows, c, ok, channels):
-    """(1 + gamma, z) with z = xhat * (1 + gamma) + beta."""
-    scale = 1 + load(rows, c[None, :], ok)
-    return scale, xhat * scale + load(rows, channels + c[None, :], ok)
+def _scale(scales, q, k, q_ok, PAIR: tl.constexpr):
+    """Number k of pixels q of y, as [BLOCK_P, 1]; 1 without scales."""
+    if scales is None:
+        value = 1.0
+    else:
+        value = tl.load(scales + q * (4 if PAIR else 2) + k, mask=q_ok, other=0.0)[:, None]
+    return value
 
 
 @triton.jit
-def _gradient(dy, dy2, xhat, at, rows, c, ok, slope, slope2, channels, PAIR: tl.constexpr):
-    """dL/dxhat at one pixel of y."""
-    scale, z = _modulated(xhat, rows, c, ok, channels)
-    g = activation_gradient(load(dy, at, ok), z, slope) * scale
-    if PAIR:
-        scale, z = _modulated(xhat, rows + 2 * channels, c, ok, channels)
-        g += activation_gradient(load(dy2, at, ok), z, slope2) * scale
-    return g
+def _modulated(xhat, rows, s, t, c, ok, channels):
+    """(1 + gamma, beta, z) with z = xhat * (1 + gamma) * s + beta * t."""
+    scale, shift = 1 + load(rows, c[None, :], ok), load(rows, channels + c[None, :], ok)
+    return scale, shift, xhat * (scale * s) + shift * t
+
+
+@triton.jit
+def _gradient(dy, xhat, at, rows, s, t, c, ok, slope, channels):
+    """Of one output at one pixel of y: dL/dxhat, and the gradients of s and t, by channel."""
+    scale, shift, z = _modulated(xhat, rows, s, t, c, ok, channels)
+    dz = activation_gradient(load(dy, at, ok), z, slope)
+    return dz * scale * s, dz * xhat * scale, dz * shift
 
 
 @triton.jit
 def _apply(
-    x, table, patches, mean, rstd, y, y2, slope, slope2, stride_g, width, stride_yc, hw, channels, stride_p, stride_c,
+    x, table, patches, scales, mean, rstd, y, y2, slope, slope2, stride_g, width, stride_yc,
+    hw, channels, stride_p, stride_c,
     PAIR: tl.constexpr, CHILDREN: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     n, p, c, _ = place(hw, channels, BLOCK_P, BLOCK_P, BLOCK_C)
@@ -80,19 +89,34 @@ def _apply(
     xhat = (value - row(mean, n * stride_g, c, channels)) * row(rstd, n * stride_g, c, channels)
     for k in tl.static_range(CHILDREN):
         q = _child(p, k, width, CHILDREN)
-        rows = _rows(table, patches, n * hw * CHILDREN + q, p_ok, channels, PAIR)
         at = n * hw * CHILDREN * channels + q[:, None] * stride_p + c[None, :] * stride_yc
-        _, z = _modulated(xhat, rows, c, ok, channels)
+        q += n * hw * CHILDREN
+        rows = _rows(table, patches, q, p_ok, channels, PAIR)
+        s, t = _scale(scales, q, 0, p_ok, PAIR), _scale(scales, q, 1, p_ok, PAIR)
+        _, _, z = _modulated(xhat, rows, s, t, c, ok, channels)
         store(y, at, activate(z, slope), ok)
         if PAIR:
-            _, z = _modulated(xhat, rows + 2 * channels, c, ok, channels)
+            s, t = _scale(scales, q, 2, p_ok, PAIR), _scale(scales, q, 3, p_ok, PAIR)
+            _, _, z = _modulated(xhat, rows + 2 * channels, s, t, c, ok, channels)
             store(y2, at, activate(z, slope2), ok)
 
 
 @triton.jit
+def _store_dscales(
+    dscales, y_pixels, q, k, ds, dt, q_ok, channels, PAIR: tl.constexpr, BLOCK_C: tl.constexpr
+):  # fmt: skip
+    """Sums over this program's channels, to its block of channels in dscales [blocks, pixels of y, 2 or 4]."""
+    if dscales is not None:
+        block = (tl.program_id(0) % tl.cdiv(channels, BLOCK_C)).to(tl.int64)
+        at = dscales + (block * y_pixels + q) * (4 if PAIR else 2) + k
+        tl.store(at, tl.sum(ds, 1), mask=q_ok)
+        tl.store(at + 1, tl.sum(dt, 1), mask=q_ok)
+
+
+@triton.jit
 def _dx(
-    dy, dy2, x, table, patches, mean, rstd, means, dx, slope, slope2, stride_g, groups, width, stride_yc,
-    hw, channels, stride_p, stride_c,
+    dy, dy2, x, table, patches, scales, mean, rstd, means, dx, dscales, slope, slope2, stride_g, groups,
+    width, stride_yc, y_pixels, hw, channels, stride_p, stride_c,
     PAIR: tl.constexpr, CHILDREN: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     n, p, c, _ = place(hw, channels, BLOCK_P, BLOCK_P, BLOCK_C)
@@ -104,9 +128,18 @@ def _dx(
     g = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     for k in tl.static_range(CHILDREN):
         q = _child(p, k, width, CHILDREN)
-        rows = _rows(table, patches, n * hw * CHILDREN + q, p_ok, channels, PAIR)
         at = n * hw * CHILDREN * channels + q[:, None] * stride_p + c[None, :] * stride_yc
-        g += _gradient(dy, dy2, xhat, at, rows, c, ok, slope, slope2, channels, PAIR)
+        q += n * hw * CHILDREN
+        rows = _rows(table, patches, q, p_ok, channels, PAIR)
+        s, t = _scale(scales, q, 0, p_ok, PAIR), _scale(scales, q, 1, p_ok, PAIR)
+        share, ds, dt = _gradient(dy, xhat, at, rows, s, t, c, ok, slope, channels)
+        g += share
+        _store_dscales(dscales, y_pixels, q, 0, ds, dt, p_ok, channels, PAIR, BLOCK_C)
+        if PAIR:
+            s, t = _scale(scales, q, 2, p_ok, PAIR), _scale(scales, q, 3, p_ok, PAIR)
+            share, ds, dt = _gradient(dy2, xhat, at, rows + 2 * channels, s, t, c, ok, slope2, channels)
+            g += share
+            _store_dscales(dscales, y_pixels, q, 2, ds, dt, p_ok, channels, PAIR, BLOCK_C)
     mean_g = row(means, n * stride_g, c, channels)
     mean_gx = row(means + groups * channels, n * stride_g, c, channels)
     store(dx, x_at, scale * (g - mean_g - xhat * mean_gx), ok)
@@ -114,8 +147,8 @@ def _dx(
 
 @triton.jit
 def _sums(
-    dy, dy2, x, table, patches, mean, rstd, partials, slope, slope2, stride_g, width, stride_yc, iterations, parts,
-    hw, channels, stride_p, stride_c,
+    dy, dy2, x, table, patches, scales, mean, rstd, partials, slope, slope2, stride_g, width, stride_yc,
+    iterations, parts, hw, channels, stride_p, stride_c,
     PAIR: tl.constexpr, CHILDREN: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     n, p, c, part = place(hw, channels, BLOCK_P * iterations, BLOCK_P, BLOCK_C)
@@ -126,13 +159,21 @@ def _sums(
         p_ok = p < hw
         ok = p_ok[:, None] & (c < channels)[None, :]
         xhat = (load(x, n * hw * channels + p[:, None] * stride_p + c[None, :] * stride_c, ok) - mu) * scale
+        g = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
         for k in tl.static_range(CHILDREN):
             q = _child(p, k, width, CHILDREN)
-            rows = _rows(table, patches, n * hw * CHILDREN + q, p_ok, channels, PAIR)
             at = n * hw * CHILDREN * channels + q[:, None] * stride_p + c[None, :] * stride_yc
-            g = _gradient(dy, dy2, xhat, at, rows, c, ok, slope, slope2, channels, PAIR)
-            sum_g += g
-            sum_gx += g * xhat
+            q += n * hw * CHILDREN
+            rows = _rows(table, patches, q, p_ok, channels, PAIR)
+            s, t = _scale(scales, q, 0, p_ok, PAIR), _scale(scales, q, 1, p_ok, PAIR)
+            share, _, _ = _gradient(dy, xhat, at, rows, s, t, c, ok, slope, channels)
+            g += share
+            if PAIR:
+                s, t = _scale(scales, q, 2, p_ok, PAIR), _scale(scales, q, 3, p_ok, PAIR)
+                share, _, _ = _gradient(dy2, xhat, at, rows + 2 * channels, s, t, c, ok, slope2, channels)
+                g += share
+        sum_g += g
+        sum_gx += g * xhat
         p += BLOCK_P
     out = partials + part * channels + c
     tl.store(out, tl.sum(sum_g, 0), mask=c < channels)
@@ -141,7 +182,7 @@ def _sums(
 
 @triton.jit
 def _dtable(
-    dy, dy2, x, table, order, offsets, mean, rstd, dtable, partials,
+    dy, dy2, x, table, scales, order, offsets, mean, rstd, dtable, partials,
     slope, slope2, stride_g, rows, width, y_pixels, channels,
     PAIR: tl.constexpr, CHILDREN: tl.constexpr, SEGMENT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -172,13 +213,15 @@ def _dtable(
         xhat = load(x, p[:, None] * channels + c[None, :], ok) - load(mean, statistic, ok)
         xhat *= load(rstd, statistic, ok)
         at = q[:, None] * channels + c[None, :]
-        dz = activation_gradient(load(dy, at, ok), xhat * scale + beta, slope)
-        dgamma += dz * xhat
-        dbeta += dz
+        s, t = _scale(scales, q, 0, m < last, PAIR), _scale(scales, q, 1, m < last, PAIR)
+        dz = activation_gradient(load(dy, at, ok), xhat * (scale * s) + beta * t, slope)
+        dgamma += dz * xhat * s
+        dbeta += dz * t
         if PAIR:
-            dz = activation_gradient(load(dy2, at, ok), xhat * scale2 + beta2, slope2)
-            dgamma2 += dz * xhat
-            dbeta2 += dz
+            s, t = _scale(scales, q, 2, m < last, PAIR), _scale(scales, q, 3, m < last, PAIR)
+            dz = activation_gradient(load(dy2, at, ok), xhat * (scale2 * s) + beta2 * t, slope2)
+            dgamma2 += dz * xhat * s
+            dbeta2 += dz * t
     out = dtable + item.to(tl.int64) * ((4 if PAIR else 2) * channels) + c
     if item >= rows:
         out = partials + (item - rows).to(tl.int64) * ((4 if PAIR else 2) * channels) + c
@@ -191,27 +234,27 @@ def _dtable(
 
 @on_device
 def modulate_table(
-    x: Tensor, table: Tensor, patches: Tensor, mean: Tensor, rstd: Tensor, slope: float, slope2: float | None,
-    upsample: bool, y: Tensor, y2: Tensor | None,
+    x: Tensor, table: Tensor, patches: Tensor, scales: Tensor | None, mean: Tensor, rstd: Tensor, slope: float,
+    slope2: float | None, upsample: bool, y: Tensor, y2: Tensor | None,
 ) -> None:  # fmt: skip
     t, layout = _tiling(x, y, mean)
     _apply[t.grid](
-        x, table, patches, mean, rstd, y, y2, slope, slope2 or 0.0, group_stride(mean), *layout, *t.sizes,
+        x, table, patches, scales, mean, rstd, y, y2, slope, slope2 or 0.0, group_stride(mean), *layout, *t.sizes,
         PAIR=y2 is not None, CHILDREN=4 if upsample else 1, **t.blocks,
     )  # fmt: skip
 
 
 @on_device
 def modulate_table_sums(
-    dy: Tensor, dy2: Tensor | None, x: Tensor, table: Tensor, patches: Tensor, order: Tensor | None,
-    offsets: Tensor | None, mean: Tensor, rstd: Tensor, slope: float, slope2: float | None, upsample: bool,
-    dtable: Tensor, sums: Tensor,
+    dy: Tensor, dy2: Tensor | None, x: Tensor, table: Tensor, patches: Tensor, scales: Tensor | None,
+    order: Tensor | None, offsets: Tensor | None, mean: Tensor, rstd: Tensor, slope: float, slope2: float | None,
+    upsample: bool, dtable: Tensor, sums: Tensor,
 ) -> None:  # fmt: skip
     """dtable like table, and sums [2, G, C] of g and g * xhat.
 
-    g = dz * (1 + gamma) and 1 + gamma is constant along a row, so sums over the batch follow from dtable; per sample
-    they take a pass of their own. `order`, `offsets` are the pixels sorted by index and the start of each row, None to
-    sort here.
+    Without scales g = dz * (1 + gamma) and 1 + gamma is constant along a table row, so sums over the batch follow from
+    dtable; else, and per sample, they take a pass of their own. `order`, `offsets` are the pixels sorted by index and
+    the start of each row, None to sort here.
     """
     outputs, children = (1 if dy2 is None else 2), (4 if upsample else 1)
     rows, channels = table.size(0), x.size(1)
@@ -224,12 +267,12 @@ def modulate_table_sums(
     dense = dy.contiguous(memory_format=last), dy if dy2 is None else dy2.contiguous(memory_format=last)
     block_c = min(triton.next_power_of_2(channels), 64)
     _dtable[(programs * triton.cdiv(channels, block_c),)](
-        *dense, x.contiguous(memory_format=last), table, order, offsets, mean, rstd, dtable, partials,
+        *dense, x.contiguous(memory_format=last), table, scales, order, offsets, mean, rstd, dtable, partials,
         slope, slope2 or 0.0, group_stride(mean), rows, x.size(3), patches[0].numel(), channels,
         PAIR=outputs == 2, CHILDREN=children, SEGMENT=SEGMENT, BLOCK_M=8, BLOCK_C=block_c, num_warps=2,
     )  # fmt: skip
     add_partials(partials, offsets, dtable)
-    if mean.size(0) == 1:
+    if mean.size(0) == 1 and scales is None:
         scale = 1 + table.view(rows, outputs, 2, channels)[:, :, :1]
         sums.copy_((scale * dtable.view(rows, outputs, 2, channels)).sum((0, 1)).flip(0)[:, None])
         return
@@ -237,7 +280,7 @@ def modulate_table_sums(
     parts = t.samples * t.chunks
     partials = sums.new_empty((2, parts, channels))
     _sums[t.grid](
-        dy, dy2, x, table, patches, mean, rstd, partials, slope, slope2 or 0.0, group_stride(mean), *layout,
+        dy, dy2, x, table, patches, scales, mean, rstd, partials, slope, slope2 or 0.0, group_stride(mean), *layout,
         t.iterations, parts, *t.sizes, PAIR=outputs == 2, CHILDREN=children, **t.blocks,
     )  # fmt: skip
     torch.sum(partials.view(2, mean.size(0), -1, channels), 2, out=sums)
@@ -245,11 +288,17 @@ def modulate_table_sums(
 
 @on_device
 def modulate_table_dx(
-    dy: Tensor, dy2: Tensor | None, x: Tensor, table: Tensor, patches: Tensor, mean: Tensor, rstd: Tensor,
-    means: Tensor, slope: float, slope2: float | None, upsample: bool, dx: Tensor,
+    dy: Tensor, dy2: Tensor | None, x: Tensor, table: Tensor, patches: Tensor, scales: Tensor | None, mean: Tensor,
+    rstd: Tensor, means: Tensor, slope: float, slope2: float | None, upsample: bool, dx: Tensor,
+    dscales: Tensor | None,
 ) -> None:  # fmt: skip
     t, layout = _tiling(x, dy, mean)
+    blocks = triton.cdiv(x.size(1), t.blocks["BLOCK_C"])
+    partials = None if dscales is None else dscales.new_empty((blocks, *dscales.shape))
     _dx[t.grid](
-        dy, dy2, x, table, patches, mean, rstd, means, dx, slope, slope2 or 0.0, group_stride(mean), mean.size(0),
-        *layout, *t.sizes, PAIR=dy2 is not None, CHILDREN=4 if upsample else 1, **t.blocks,
+        dy, dy2, x, table, patches, scales, mean, rstd, means, dx, partials, slope, slope2 or 0.0, group_stride(mean),
+        mean.size(0), *layout, patches.numel(), *t.sizes, PAIR=dy2 is not None, CHILDREN=4 if upsample else 1,
+        **t.blocks,
     )  # fmt: skip
+    if dscales is not None:
+        torch.sum(partials, 0, out=dscales)

@@ -126,6 +126,8 @@ def run_phases(system: System, case: Case, dense: bool, seed: int = 0) -> dict[s
             system.train(mode == "train").zero_grad()
             noise = feed_noise(system, case, f"noise.{mode}.{phase.name.lower()}.")
             batch = prepare(system, case.inputs("in."), dense)
+            if f"grad.{mode}.in.real" in case.names:
+                batch["image"].requires_grad_()
             system.freeze_all_but(phase)
             with recorded_outputs(system, wanted if first else []) as outputs:
                 terms = phase.loss(batch)
@@ -288,6 +290,6 @@ def found(case: Case, variant: str, backend: str, folder: Path) -> dict[str, Ten
         assert {key: (list(v.shape), v.dtype) for key, v in net.state_dict().items()} == case.keys(name), name
     assert networks(system).keys() == case.meta["keys"].keys()
     values = run_training(case, dense, folder) if case.trains else run_phases(system, case, dense)
-    of_inputs = {name for name in case.names if name.startswith("grad.") and ".in." in name}
+    of_inputs = {name for name in case.names if name.startswith("grad.") and name.endswith(".in.semantics")}
     values |= {} if dense else {name: None for name in of_inputs}  # labels have no gradient
     return values if dense and backend == "reference" else settle_kinks(values, case, folder)

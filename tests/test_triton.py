@@ -37,11 +37,12 @@ class Case(NamedTuple):
     act2: float | None = None
     upsample: bool = False
     rows: int = 7  # of the table
+    scaled: bool = False
 
     def __str__(self) -> str:
         kind = "instance" if self.per_sample else "batch"
         layout = "nhwc" if self.channels_last else "nchw"
-        extra = "-pair" * (self.act2 is not None) + "-up" * self.upsample
+        extra = "-pair" * (self.act2 is not None) + "-up" * self.upsample + "-scaled" * self.scaled
         return f"{self.op}-{'x'.join(map(str, self.shape))}-{str(self.dtype)[6:]}-{layout}-{kind}{extra}"
 
 
@@ -62,6 +63,13 @@ def _cases() -> list[Case]:
         for per_sample in (True, False)
         for act2, upsample in ((0.0, False), (None, True), (0.2, True))
     ]
+    cases += [
+        Case("modulate_table", shape, torch.float32, channels_last, per_sample, 0.2, act2, upsample, scaled=True)
+        for shape in (*shapes, (1, 130, 3, 2))
+        for channels_last in (True, False)
+        for per_sample in (True, False)
+        for act2, upsample in ((None, False), (0.0, True))
+    ]
     return [
         *cases,
         Case("modulate", (1, 200, 3, 5), torch.float16, act=0.0),
@@ -72,7 +80,7 @@ def _cases() -> list[Case]:
 
 
 def _inputs(case: Case) -> list[Tensor]:
-    """x, the source of gamma and beta, and upstream gradients, with values that case.dtype represents."""
+    """x, the source of gamma and beta, upstream gradients, and scales, with values that case.dtype represents."""
     n, c, h, w = case.shape
     outputs, scale = (1 if case.act2 is None else 2), (2 if case.upsample else 1)
     draw = torch.Generator().manual_seed(0)
@@ -82,13 +90,15 @@ def _inputs(case: Case) -> list[Tensor]:
         "modulate_table": (case.rows, 2 * c * outputs),
     }
     shapes = [case.shape, source[case.op], *[(n, c, h * scale, w * scale)] * outputs]
+    shapes += [(n, 2 * outputs, h * scale, w * scale)] * case.scaled
     return [torch.randn(shape, generator=draw, dtype=torch.float64).to(case.dtype).double() for shape in shapes]
 
 
 def _run(case: Case, backend: str, dtype: torch.dtype) -> list[Tensor]:
-    """Outputs, then gradients of x and of the source of gamma and beta, in float64."""
+    """Outputs, then gradients of x, of the source of gamma and beta, and of scales, in float64."""
     layout = torch.channels_last if case.channels_last else torch.contiguous_format
     tensors = [t.to(dtype) for t in _inputs(case)]
+    scales = tensors.pop().requires_grad_() if case.scaled else None
     x, *upstream = (t.contiguous(memory_format=layout) for t in (tensors[0], *tensors[2:]))
     source = tensors[1].float() if dtype is not torch.float64 and case.op != "modulate" else tensors[1]
     x.requires_grad_(), source.requires_grad_()
@@ -98,13 +108,14 @@ def _run(case: Case, backend: str, dtype: torch.dtype) -> list[Tensor]:
         if case.op == "modulate_table":
             n, c, h, w = upstream[0].shape
             patches = torch.randint(case.rows, (n, h, w), generator=torch.Generator().manual_seed(1), dtype=torch.int32)
-            y = ops.modulate_table(x, source, patches, statistics, case.act, case.act2, case.upsample)
+            options = case.act, case.act2, case.upsample, None, scales
+            y = ops.modulate_table(x, source, patches, statistics, *options)
         elif case.op == "modulate":
             y = ops.modulate(x, source, None, statistics, case.act)
         else:
             y = ops.modulate_style(x, source, statistics, case.act)
         ys = y if isinstance(y, tuple) else (y,)
-        gradients = torch.autograd.grad(ys, [x, source], upstream)
+        gradients = torch.autograd.grad(ys, [x, source, scales] if case.scaled else [x, source], upstream)
     layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
     assert all(t.is_contiguous(memory_format=layout) for t in (*ys, gradients[0]))
     return [t.detach().double() for t in (*ys, *gradients)]
@@ -365,6 +376,10 @@ REGISTERS = {
     "dynamic_conv._dweight": 40,
     "positional_norm._apply": 80,
     "positional_norm._gradients": 144,
+    "modulate_table._apply scaled": 64,
+    "modulate_table._dtable scaled": 80,
+    "modulate_table._sums scaled": 144,
+    "modulate_table._dx scaled": 96,
     "gather_sum._gather": 48,
     "panoptic_conv._gather": 40,
     "panoptic_conv._put": 64,
@@ -406,11 +421,9 @@ def _launches(channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> dict[str,
 
     def record(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         options = {k: kwargs.pop(k) for k in ("num_warps",) if k in kwargs}
-        found[f"{self.__module__.rpartition('.')[2]}.{self.__name__}"] = (
-            self,
-            dict(zip(self.arg_names, args, strict=False)) | kwargs,
-            options,
-        )
+        arguments = dict(zip(self.arg_names, args, strict=False)) | kwargs
+        scaled = " scaled" * (arguments.get("scales") is not None)
+        found[f"{self.__module__.rpartition('.')[2]}.{self.__name__}{scaled}"] = (self, arguments, options)
 
     def kernel(stem: str, name: str = "") -> Callable:
         return getattr(importlib.import_module(f"i2ifast.kernels.{stem}"), name or stem)
@@ -449,6 +462,14 @@ def _launches(channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> dict[str,
     kernel("dynamic_conv", "dynamic_conv_dweight")(x, x, weight9)
     kernel("positional_norm")(x, maps, 1e-5, 0.2, x)
     kernel("positional_norm", "positional_norm_backward")(x, x, maps, 1e-5, 0.2, x, maps)
+    for scales in (None, torch.zeros((n, h, w, 2))):
+        kernel("modulate_table")(x, table, patches, scales, *normal, 0.2, None, False, x, None)
+        kernel("modulate_table", "modulate_table_sums")(
+            x, None, x, table, patches, scales, None, None, *normal, 0.2, None, False, table, means
+        )
+        kernel("modulate_table", "modulate_table_dx")(
+            x, None, x, table, patches, scales, *normal, means, 0.2, None, False, x, scales
+        )
     kernel("gather_sum")(table, offsets, index, table)
     rows, wide = (
         torch.zeros((1000, c), dtype=torch.bfloat16),

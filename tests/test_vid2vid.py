@@ -10,8 +10,8 @@ from torch import nn
 
 from i2ifast import models
 from i2ifast.models.vid2vid import MultiscaleDiscriminator, edges, masked_l1, pyramid
+from i2ifast.nn import BatchNormAct, TrackedInstanceNormAct
 from i2ifast.nn.conv import ValidConv2d
-from i2ifast.nn.norm_act import BatchNormAct, TrackedInstanceNormAct
 
 
 @pytest.mark.parametrize("channels", [64, 12])

@@ -141,6 +141,12 @@ class Geometry(NamedTuple):
         """Nearest; [1,H,W] int64 from [H,W] int32."""
         return torch.from_numpy(np.array(self(Image.fromarray(values), Image.Resampling.NEAREST))).long()[None]
 
+    def offsets(self, values: Tensor) -> Tensor:
+        """Nearest; [2,H,W] from offsets of pixels, rows then columns, float32. Mirroring turns columns' round."""
+        planes = [self(Image.fromarray(plane), Image.Resampling.NEAREST) for plane in values.numpy()]
+        rows, columns = (torch.from_numpy(np.array(plane)) for plane in planes)
+        return torch.stack([rows, -columns if self.flip else columns])
+
 
 def geometry(
     width: int,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from i2ifast.labels import plan
+from i2ifast.labels import centre_offsets, plan
 
 from .images import Preprocess, geometry, images_in, natural, pair, read_map, read_photo, unpaired
 
@@ -27,7 +27,10 @@ class Options:
     label_nc: int
     contain_dontcare_label: bool = False  # 255 (unknown) is class label_nc
     instance: bool = True  # read instance maps
-    dataset_mode: Literal["auto", "coco", "ade20k", "cityscapes", "celebamask"] = "auto"  # layout, see `find`
+    add_dist: bool = False  # offsets of pixels from the centres of their objects, see `i2ifast.labels.centre_offsets`
+    dataset_mode: Literal["auto", "coco", "ade20k", "cityscapes", "celebamask", "deepfashion"] = (
+        "auto"  # layout, see `find`
+    )
     crop_size: int = 256  # width of the items, see `images.geometry`
     load_size: int | None = None  # crop_size * 286 / 256; always crop_size for `_and_crop` outside training
     aspect_ratio: float = 1.0  # width / height, for `fixed`
@@ -117,6 +120,10 @@ def _ade20k(root: Path, phase: str) -> list[Files]:
     return match(labels, (), images)
 
 
+def _deepfashion(root: Path, phase: str) -> list[Files]:
+    return match(images_in(root / f"cihp_{phase}_mask"), (), images_in(root / phase))
+
+
 def _celebamask(root: Path, phase: str) -> list[Files]:
     items = match(
         images_in(root / "CelebAMask-HQ-mask-anno" / "all_parts_except_glasses"), (), images_in(root / "CelebA-HQ-img")
@@ -132,6 +139,7 @@ LAYOUTS: dict[str, Callable[[Path, str], list[Files]]] = {
     "cityscapes": _cityscapes,
     "ade20k": _ade20k,
     "celebamask": _celebamask,
+    "deepfashion": _deepfashion,
 }
 
 
@@ -142,6 +150,7 @@ def find(root: str | Path, phase: str, layout: str = "auto") -> list[Files]:
     cityscapes  gtFine/{phase}/**/*_labelIds.png, *_instanceIds.png, leftImg8bit/{phase}/**/*.png
     ade20k      **/*_{phase}_*.png labels and .jpg photographs
     celebamask  CelebAMask-HQ-mask-anno/all_parts_except_glasses, CelebA-HQ-img, val.txt with the names of phase "val"
+    deepfashion cihp_{phase}_mask, {phase}
 
     Folders of instances or photographs may be missing as a whole; for single files see `match`. `auto` takes the one
     layout that finds something; FileNotFoundError where none does, ValueError where several do.
@@ -178,10 +187,10 @@ def read_label(path: str | Path, options: Options) -> np.ndarray:
 class LabelDataset(Dataset):
     """Items {label, instance [1,H,W] int64, image [3,H,W] float32 in [-1, 1], path of the label map} of `files`.
 
-    `instance` is there if options.instance, `image` if the file is. `train` draws place and mirroring anew per item and
-    epoch, from (seed, epoch, index) alone: item (epoch, index) is the same in any process, in any order. Outside
-    training the middle is cut. ValueError, with the file's name, for files that are missing, unreadable or do not fit
-    each other.
+    `instance` is there if options.instance, `dist` [2,H,W] if options.add_dist, `image` if the file is. `train` draws
+    place and mirroring anew per item and epoch, from (seed, epoch, index) alone: item (epoch, index) is the same in any
+    process, in any order. Outside training the middle is cut. ValueError, with the file's name, for files that are
+    missing, unreadable or do not fit each other.
     """
 
     def __init__(self, files: Sequence[Files], options: Options, train: bool = False, seed: int = 0) -> None:
@@ -218,6 +227,8 @@ class LabelDataset(Dataset):
         except ValueError as error:
             raise ValueError(f"{file.label}: {error}") from error
         item: dict[str, Any] = {"label": where.map(label), "path": str(file.label)}
+        if options.add_dist:  # of the whole map
+            item["dist"] = where.offsets(centre_offsets(torch.from_numpy(label)[None])[0])
         if options.instance:
             instance = read_map(file.instance)
             if instance.shape != label.shape:

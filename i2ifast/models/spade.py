@@ -103,8 +103,8 @@ class Config:
     @classmethod
     def from_original(cls, options: dict[str, Any]) -> "Config":
         """From the original's option names and values; ValueError for a network this system does not have."""
-        only = {"z_dim": Z_DIM} if options["use_vae"] else {}
-        for name, value in (cls.ONLY | only).items():
+        only = cls.ONLY | ({"z_dim": Z_DIM} if options["use_vae"] else {})
+        for name, value in only.items():
             if options.get(name, value) != value:
                 raise ValueError(f"{name} {options[name]!r}: only {value!r} is supported")
         values = {field.name: options[field.name] for field in fields(cls) if field.name in options}
@@ -141,36 +141,41 @@ class SPADEGenerator(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-
-        def block(fin: int, fout: int) -> SPADEResnetBlock:
-            return SPADEResnetBlock(fin, fout, config.norm_G, config.semantic_nc, config.nhidden)
-
         self.config = config
         nf, (sh, sw) = 16 * config.ngf, config.latent
         if config.use_vae:
             self.fc: nn.Module = nn.Linear(Z_DIM, nf * sh * sw)
         else:
             self.fc = LabelConv2d(config.semantic_nc, nf, 3, padding=1)
-        self.head_0 = block(nf, nf)
-        self.G_middle_0 = block(nf, nf)
-        self.G_middle_1 = block(nf, nf)
+        self.head_0 = self.block(nf, nf)
+        self.G_middle_0 = self.block(nf, nf)
+        self.G_middle_1 = self.block(nf, nf)
         widths = [nf >> i for i in range(6 if config.num_upsampling_layers == "most" else 5)]
         for i, (fin, fout) in enumerate(pairwise(widths)):
-            self.add_module(f"up_{i}", block(fin, fout))
+            self.add_module(f"up_{i}", self.block(fin, fout))
         self.conv_img = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
+    def block(self, fin: int, fout: int) -> nn.Module:
+        return SPADEResnetBlock(fin, fout, self.config.norm_G, self.config.semantic_nc, self.config.nhidden)
+
     def forward(self, seg: Semantics, z: Tensor | None = None) -> Tensor:
+        return self.decode(self.first(seg, z), seg)
+
+    def first(self, seg: Semantics, z: Tensor | None) -> Tensor:
+        """The smallest map."""
         if self.config.use_vae:
-            x = self.fc(z).unflatten(1, (-1, *self.config.latent))
-        else:
-            h, w = seg.shape[-2:] if isinstance(seg, Tensor) else seg.size
-            x = self.fc(seg, (h // self.config.stride, w // self.config.stride))
-        x = self.head_0(x, seg)
-        x = self.G_middle_0(x, seg, upsample=True)
-        x = self.G_middle_1(x, seg, upsample=self.config.num_upsampling_layers != "normal")
+            return self.fc(z).unflatten(1, (-1, *self.config.latent))
+        h, w = seg.shape[-2:] if isinstance(seg, Tensor) else seg.size
+        return self.fc(seg, (h // self.config.stride, w // self.config.stride))
+
+    def decode(self, x: Tensor, *conditions: Semantics | None) -> Tensor:
+        """The smallest map to images, by blocks of (x, *conditions)."""
+        x = self.head_0(x, *conditions)
+        x = self.G_middle_0(x, *conditions, upsample=True)
+        x = self.G_middle_1(x, *conditions, upsample=self.config.num_upsampling_layers != "normal")
         for name, block in self.named_children():
             if name.startswith("up_"):
-                x = block(x, seg, upsample=True)
+                x = block(x, *conditions, upsample=True)
         return torch.tanh(self.conv_img(F.leaky_relu(x, 0.2, inplace=True)))
 
 
@@ -265,6 +270,8 @@ class System(_system.System):
     PRESETS = PRESETS
     Generator: ClassVar[type[nn.Module]] = SPADEGenerator
     Discriminator: ClassVar[type[nn.Module]] = MultiscaleDiscriminator
+    Encoder: ClassVar[type[nn.Module]] = ConvEncoder
+    optional: ClassVar[tuple[str, ...]] = ("D",)  # networks that translation does without
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -272,7 +279,7 @@ class System(_system.System):
         self.nets["G"] = self.Generator(config)
         self.nets["D"] = self.Discriminator(config)
         if config.use_vae:
-            self.nets["E"] = ConvEncoder(config)
+            self.nets["E"] = self.Encoder(config)
         if config.lambda_vgg and config.vgg_weights:
             self.fixed["VGG"] = VGG19(config.vgg_weights)
         elif config.lambda_vgg:
@@ -318,9 +325,9 @@ class System(_system.System):
             raise ValueError(f"label plan of {plan.num_channels} channels: the networks take {classes}")
         return {**batch, "semantics": plan}
 
-    def encode(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Style drawn from the encoder's normal distribution, its mean and its log variance."""
-        mu, logvar = self.nets["E"](images)
+    def encode(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Style of `image` drawn from the encoder's normal distribution, its mean and its log variance."""
+        mu, logvar = self.nets["E"](batch["image"])
         return self.randn(mu.shape, mu) * torch.exp(0.5 * logvar) + mu, mu, logvar
 
     def generate(self, batch: Batch, z: Tensor | None) -> Tensor:
@@ -350,7 +357,7 @@ class System(_system.System):
     def generator_loss(self, batch: Batch) -> dict[str, Tensor]:
         terms, z = {}, None
         if self.config.use_vae:
-            z, mu, logvar = self.encode(batch["image"])
+            z, mu, logvar = self.encode(batch)
             terms["KLD"] = self.config.lambda_kld * kl_divergence(mu, logvar)
         fake = self.generate(batch, z)
         outputs = self.judge(batch, fake)
@@ -364,7 +371,7 @@ class System(_system.System):
 
     def discriminator_loss(self, batch: Batch) -> dict[str, Tensor]:
         with torch.no_grad():  # a second fake, by the generator just updated
-            z = self.encode(batch["image"])[0] if self.config.use_vae else None
+            z = self.encode(batch)[0] if self.config.use_vae else None
             fake = self.generate(batch, z)
         on_fake, on_real = self.discriminate(batch, fake)
         return {"D_Fake": self.adversarial(on_fake, real=False), "D_real": self.adversarial(on_real, real=True)}
@@ -379,20 +386,19 @@ class System(_system.System):
             if (h, w) != (height, width):
                 raise ValueError(f"label map of {h}x{w} pixels: with use_vae it must have {height}x{width}")
             if "image" in batch:
-                z = self.encode(batch["image"])[0]
+                z = self.encode(batch)[0]
             else:
                 z = self.randn((len(batch["label"]), Z_DIM), self.nets["G"].fc.weight)
         if h % stride or w % stride:
-            batch = {name: pad_to(batch[name], stride) for name in ("label", "instance") if name in batch}
+            batch = {name: pad_to(batch[name], stride) for name in ("label", "instance", "dist") if name in batch}
         return {"fake": self.generate(self.prepare(batch), z)[..., :h, :w]}
 
     def load_original(self, path: str | Path, epoch: str = "latest") -> None:
-        """Load <epoch>_net_{G,D,E}.pth of a checkpoint folder (D may be absent), or one such file."""
+        """Load <epoch>_net_{G,D,E}.pth of a checkpoint folder (`optional` ones may be absent), or one such file."""
         path = Path(path)
         if path.is_dir():
             files = {name: path / f"{epoch}_net_{name}.pth" for name in self.nets}
-            if not files["D"].exists():
-                del files["D"]
+            files = {name: file for name, file in files.items() if file.exists() or name not in self.optional}
         else:
             files = {path.stem.rpartition("_net_")[2]: path}
         for name, file in files.items():

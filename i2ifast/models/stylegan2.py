@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from i2ifast.nn.modulated_conv import minibatch_stddev, normalise_second_moment
+from i2ifast.nn.layer import minibatch_std
+from i2ifast.nn.modulated_conv import normalise_second_moment
 from i2ifast.nn.stylegan import (
     Blur,
     EqualConv2d,
@@ -217,7 +218,7 @@ class Discriminator(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.final_conv(minibatch_stddev(self.convs(images), self.group))
+        x = self.final_conv(minibatch_std(self.convs(images), self.group))
         return self.final_linear(x.flatten(1))
 
 

@@ -90,7 +90,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class StreamResnetBlock(nn.Module):
-    """y = shortcut + act(conv_1(act(conv_0(x)))), act an instance norm and a leaky relu; shortcut = x or act(conv_s(x)).
+    """y = shortcut + act(conv_1(act(conv_0(x)))), act instance norm and leaky relu; shortcut = x or act(conv_s(x)).
 
     With `of_labels` it also takes a label plan, whose convolutions are of the distinct windows.
     """
@@ -225,7 +225,7 @@ class System(spade.System):
 
     @torch.no_grad()
     def translate(self, batch: Batch) -> dict[str, Tensor]:
-        """{"fake": [N,3,H,W]}: for AST and MMIS the content `label` of any size, in the style of `image` of any size."""
+        """{"fake": [N,3,H,W]}: for AST and MMIS the content `label` in the style of `image`, each of any size."""
         training = self.nets["G"].training
         self.nets["G"].train(training or self.config.batch_statistics)
         try:
@@ -236,5 +236,5 @@ class System(spade.System):
     def stylise(self, batch: Batch) -> dict[str, Tensor]:
         h, w = batch["label"].shape[-2:]
         padded = {name: pad_to(batch[name], self.config.stride) for name in ("label", "image")}
-        z = self.encode(batch["image"])[0] if self.config.use_vae else None
+        z = self.encode(batch)[0] if self.config.use_vae else None
         return {"fake": self.generate(self.prepare(padded), z)[..., :h, :w]}

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from i2ifast.nn import BatchNormAct, TrackedInstanceNormAct
 from i2ifast.nn.conv import ValidConv2d
 from i2ifast.nn.flow import resample2d
-from i2ifast.nn.norm_act import BatchNormAct, TrackedInstanceNormAct
 
 from . import _system
 from ._losses import VGG19, least_squares, perceptual

@@ -3,11 +3,34 @@
 from . import losses
 from .attentive import AttentiveNorm, regional_norm
 from .bake import bake
+from .batch import BatchNormAct
+from .ccfpse import DepthsepCC, DepthsepCCBlock
+from .clade import CLADEResnetBlock, ClassAffine, SPADELight
+from .correspondence import SelfAttention
+from .fade import FADE, FAdaIN, FADEResnetBlock
+from .flow import channelnorm, correlation, resample2d
+from .instance import AdaIN, InstanceNormAct, TrackedInstanceNormAct
+from .label_conv import label_conv2d
+from .layer import ILN, AdaILN, ConditionalNorm, LayerNorm, minibatch_std
+from .modulated_conv import modulated_conv2d, resampled_conv2d
+from .panoptic import PanopticConv2d, PanopticPlan, PanopticUpsample
+from .partial_conv import PartialConv2d, PartialConv3d
+from .partial_loss import VGG16PartialLoss
+from .positional import PositionalNorm2d, ReflectionSPADE
+from .region_norm import RN, RN_B, RN_L, RegionNorm, region_average_pool, region_means
+from .smis import GROUP_SPADE, SPADEV2ResnetBlock
+from .spade import SPADE, SPADEResnetBlock
+from .spectral import spectral_norm
+from .stylegan import EqualConv2d, EqualLinear, FusedLeakyReLU, ModulatedConv2d, StyledConv, ToRGB
+from .upsample_conv import UpsampleConv2d, upsample_conv2d
 
+__all__ = [
     "AdaILN",
     "AdaIN",
     "AttentiveNorm",
     "BatchNormAct",
+    "CLADEResnetBlock",
+    "ClassAffine",
     "ConditionalNorm",
     "DepthsepCC",
     "DepthsepCCBlock",
@@ -17,6 +40,7 @@ from .bake import bake
     "FADEResnetBlock",
     "FAdaIN",
     "FusedLeakyReLU",
+    "GROUP_SPADE",
     "ILN",
     "InstanceNormAct",
     "LayerNorm",
@@ -33,7 +57,9 @@ from .bake import bake
     "ReflectionSPADE",
     "RegionNorm",
     "SPADE",
+    "SPADELight",
     "SPADEResnetBlock",
+    "SPADEV2ResnetBlock",
     "SelfAttention",
     "StyledConv",
     "ToRGB",
@@ -46,7 +72,6 @@ from .bake import bake
     "label_conv2d",
     "losses",
     "minibatch_std",
-    "minibatch_stddev",
     "modulated_conv2d",
     "region_average_pool",
     "region_means",
@@ -55,24 +80,4 @@ from .bake import bake
     "resampled_conv2d",
     "spectral_norm",
     "upsample_conv2d",
-__all__ = [
-from .batch import BatchNormAct
-from .ccfpse import DepthsepCC, DepthsepCCBlock
-from .correspondence import SelfAttention
-from .fade import FADE, FAdaIN, FADEResnetBlock
-from .flow import channelnorm, correlation, resample2d
-from .instance import AdaIN, InstanceNormAct
-from .label_conv import label_conv2d
-from .layer import ILN, AdaILN, ConditionalNorm, LayerNorm, minibatch_std
-from .modulated_conv import minibatch_stddev, modulated_conv2d, resampled_conv2d
-from .norm_act import BatchNormAct, TrackedInstanceNormAct
-from .panoptic import PanopticConv2d, PanopticPlan, PanopticUpsample
-from .partial_conv import PartialConv2d, PartialConv3d
-from .partial_loss import VGG16PartialLoss
-from .positional import PositionalNorm2d, ReflectionSPADE
-from .region_norm import RN, RN_B, RN_L, RegionNorm, region_average_pool, region_means
-from .spade import SPADE, SPADEResnetBlock
-from .spectral import spectral_norm
-from .stylegan import EqualConv2d, EqualLinear, FusedLeakyReLU, ModulatedConv2d, StyledConv, ToRGB
-from .upsample_conv import UpsampleConv2d, upsample_conv2d
 ]

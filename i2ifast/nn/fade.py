@@ -87,4 +87,4 @@ class FADEResnetBlock(ModulatedResnetBlock):
 
     def __init__(self, fin: int, fout: int, norm_G: str) -> None:
         config = norm_G.replace("spectral", "")
-        super().__init__(fin, fin, fout, "spectral" in norm_G, lambda channels: FADE(config, channels, fin))
+        super().__init__(fin, fin, fout, Conv2d, partial(FADE, config, label_nc=fin), "spectral" in norm_G)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..ops import instance_statistics, modulate_style, moments
+from ..ops import fixed_statistics, instance_statistics, modulate_style, moments
 
 
 class InstanceNormAct(nn.Module):
@@ -34,6 +34,24 @@ def instance_norm_act(
     return modulate_style(x, style, instance_statistics(x, eps), act)
 
 
+class TrackedInstanceNormAct(nn.InstanceNorm2d):
+    """act(instance_norm(x)) as torch.nn.InstanceNorm2d with track_running_stats, whose averages evaluation takes."""
+
+    def __init__(self, num_features: int, act: str | float = "relu") -> None:
+        super().__init__(num_features, track_running_stats=True)
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return modulate_style(x, None, fixed_statistics(self.running_mean, self.running_var, self.eps), self.act)
+        with torch.no_grad():
+            mean, var = moments(x)
+            count = x.size(2) * x.size(3)
+            self.running_mean.lerp_(mean.mean(0).to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_(var.mean(0).to(self.running_var.dtype) * (count / max(1, count - 1)), self.momentum)
+        return modulate_style(x, None, instance_statistics(x, self.eps), self.act)
+
+
 class AdaIN(nn.Module):
     """y = act((1 + gamma) * (x - mean) * rstd + beta): Huang and Belongie, Arbitrary Style Transfer, ICCV 2017.
 
@@ -57,7 +75,8 @@ class AdaIN(nn.Module):
 def adain(
     x: Tensor, style: Tensor, act: str | float = "none", eps: float = 1e-5, alpha: float = 1.0, repeats: int = 1
 ) -> Tensor:
-    """act(alpha * (std(style) * (x - mean(x)) / std(x) + mean(style)) + (1 - alpha) * x), std = sqrt(unbiased var + eps).
+    """act(alpha * (std(style) * (x - mean(x)) / std(x) + mean(style)) + (1 - alpha) * x), std = sqrt(unbiased var +
+    eps).
 
     x [N, C, H, W], style [N, C, H', W']. `repeats`: how often every element of x occurs in the map that is said to be
     normalised (4 for one upsampled x2 by nearest): the unbiased variance depends on it.

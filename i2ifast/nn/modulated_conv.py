@@ -23,21 +23,6 @@ def normalise_second_moment(x: Tensor, eps: float = 1e-8) -> Tensor:
     return x * (x.square().mean(1, keepdim=True) + eps).rsqrt()
 
 
-def minibatch_stddev(x: Tensor, group: int = 4, features: int = 1) -> Tensor:
-    """x with `features` more channels: standard deviations over groups of samples, averaged over channels and pixels.
-
-    Group members are spread over the batch: samples i, i + N / group, ... Raises ValueError for a batch that the group,
-    or the whole batch if it is smaller, does not divide.
-    """
-    n, c, h, w = x.shape
-    group = min(group, n)
-    if n % max(1, group):
-        raise ValueError(f"batch of {n} images: must be a multiple of {group}, the size of a group")
-    deviation = (x.reshape(group, -1, features, c // features, h, w).var(0, correction=0) + 1e-8).sqrt()
-    mean = deviation.mean((2, 3, 4)).repeat(group, 1)  # [N, features]
-    return torch.cat([x, mean[..., None, None].expand(-1, -1, h, w)], 1)
-
-
 def convolve(x: Tensor, weight: Tensor, padding: int = 0) -> Tensor:
     if weight.shape[2:] == (3, 3) and padding == 1 and not torch.is_autocast_enabled(x.device.type):
         return conv3x3(x, weight)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..labels import LabelPlan
+from ..labels import LabelPlan, Windows
 from ..ops import (
     PackedConv3x3,
     PackedLinear,
@@ -33,6 +33,7 @@ class Table(NamedTuple):
     rows: Tensor  # [D, 2C]
     patches: Tensor  # [N, H, W]
     segments: Segments | None
+    scales: Tensor | None = None  # [N, 2, H, W], of 1 + gamma and of beta
 
 
 class Modulator:
@@ -65,16 +66,21 @@ class Modulator:
         """For seg resized to `size` by nearest: a table, or a dense map [N, 2C, H, W] where that is cheaper."""
         plan = plan_of(seg)
         if plan is None:
-            hidden = F.conv2d(resized(seg, size), self.shared.weight, self.shared.bias, padding=self.shared.padding)
+            shared = self.shared
+            hidden = F.conv2d(resized(seg, size), shared.weight, shared.bias, 1, shared.padding, 1, shared.groups)
             return self.dense(F.relu(hidden))
         level = plan.level(size, self.kernel)
-        rows = self.first(plan.values.to(self.weight.dtype)).view(-1, self.shared.out_channels)
+        rows = self.first(plan.values.to(self.shared.weight.dtype)).view(-1, self.shared.out_channels)
         hidden = F.relu(sum_windows(rows, level.hidden) + self.shared.bias)
         if not table_pays(level):
             return self.dense(expand(hidden, level.hidden))
-        products = self.packed or (partial(linear, weight=weight, bias=bias) for weight, bias in self._taps())
-        rows = tap_table(hidden, products, self.bias.numel(), level.table)
+        rows = self.rows(hidden, level.table)
         return Table(rows, level.table.patches, level.table.segments if rows.is_cuda else None)
+
+    def rows(self, hidden: Tensor, windows: Windows) -> Tensor:
+        """The table [D, 2C] of the distinct windows of hidden rows."""
+        products = self.packed or (partial(linear, weight=weight, bias=bias) for weight, bias in self._taps())
+        return tap_table(hidden, products, self.bias.numel(), windows)
 
 
 def apply(
@@ -82,7 +88,8 @@ def apply(
 ) -> Tensor:
     """act(norm(x) * (1 + gamma) + beta) with (gamma, beta) as a Modulator gives them."""
     if isinstance(by, Table):
-        return modulate_table(x, by.rows, by.patches, statistics, act, upsample=upsample, segments=by.segments)
+        rows, patches, segments, scales = by
+        return modulate_table(x, rows, patches, statistics, act, None, upsample, segments, scales)
     return modulate(upsampled(x) if upsample else x, by, None, statistics, act)
 
 
@@ -108,7 +115,7 @@ class Layer(NamedTuple):
     """What a SPADE layer consists of, whichever module holds it."""
 
     norm: nn.Module
-    by: Modulator
+    by: Callable[[Tensor | LabelPlan, tuple[int, int]], Table | Tensor]
     synchronise: bool
 
 
@@ -129,14 +136,26 @@ def modulated_twice(
     by, by_second = first.by(seg, size), second.by(seg, size)
     norms = [first.norm, second.norm]
     statistics, others = statistics_of(x, norms, scale * scale, first.synchronise)
-    if isinstance(by, Table):
-        same = norms[0] is norms[1] or others is statistics
+    same = norms[0] is norms[1] or others is statistics
+    if isinstance(by, Table) and (same or by.scales is None):
         rows = torch.cat([by.rows, by_second.rows if same else rebase(by_second.rows, others, statistics)], 1)
-        return modulate_table(x, rows, by.patches, statistics, act, "none", upsample, by.segments)
+        scales = None if by.scales is None else torch.cat([by.scales, by_second.scales], 1)
+        return modulate_table(x, rows, by.patches, statistics, act, "none", upsample, by.segments, scales)
+    if isinstance(by, Table):
+        return apply(x, by, statistics, act, upsample), apply(x, by_second, others, "none", upsample)
     x = upsampled(x) if upsample else x
     if statistics.of_x:  # as many synchronisations as in the branch above, which another rank may take
         return modulate(x, by, None, statistics, act, by_second, "none")
     return modulate(x, by, None, statistics, act), modulate(x, by_second, None, others)
+
+
+def norm_of(config_text: str, norm_nc: int) -> tuple[nn.Module, bool, int]:
+    """What a config text means: the norm, whether its statistics are synchronised, and the kernel size."""
+    parsed = re.fullmatch(r"spade(batch|syncbatch|instance)(\d+)x\2", config_text)
+    if parsed is None or int(parsed[2]) % 2 == 0:
+        raise ValueError(f"config_text={config_text!r}: expected spade(batch|syncbatch|instance)KxK with odd K")
+    norm = nn.InstanceNorm2d(norm_nc) if parsed[1] == "instance" else nn.BatchNorm2d(norm_nc, affine=False)
+    return norm, parsed[1] == "syncbatch", int(parsed[2])
 
 
 class SPADE(nn.Module):
@@ -152,12 +171,7 @@ class SPADE(nn.Module):
 
     def __init__(self, config_text: str, norm_nc: int, label_nc: int, nhidden: int = 128) -> None:
         super().__init__()
-        parsed = re.fullmatch(r"spade(batch|syncbatch|instance)(\d+)x\2", config_text)
-        if parsed is None or int(parsed[2]) % 2 == 0:
-            raise ValueError(f"config_text={config_text!r}: expected spade(batch|syncbatch|instance)KxK with odd K")
-        self.synchronise, ks = parsed[1] == "syncbatch", int(parsed[2])
-        instance = parsed[1] == "instance"
-        self.param_free_norm = nn.InstanceNorm2d(norm_nc) if instance else nn.BatchNorm2d(norm_nc, affine=False)
+        self.param_free_norm, self.synchronise, ks = norm_of(config_text, norm_nc)
         self.mlp_shared = nn.Sequential(Conv2d(label_nc, nhidden, ks, padding=ks // 2), nn.ReLU())
         self.mlp_gamma = Conv2d(nhidden, norm_nc, ks, padding=ks // 2)
         self.mlp_beta = Conv2d(nhidden, norm_nc, ks, padding=ks // 2)
@@ -178,26 +192,33 @@ class SPADE(nn.Module):
         return modulated(x, seg, self.layer, act, upsample)
 
 
-class ModulatedResnetBlock(nn.Module):
-    """y = shortcut + conv_1(lrelu(norm_1(conv_0(lrelu(norm_0(x)))))); shortcut = x, or conv_s(norm_s(x)).
+class ResnetBlock(nn.Module):
+    """The parts of a residual block of SPADE-like layers: `conv` and `norm` make its convolutions and layers."""
 
-    `norm(channels)` makes the modulated norms; with `spectral` the convolutions have spectral norm.
-    """
-
-    def __init__(self, fin: int, fmiddle: int, fout: int, spectral: bool, norm: Callable[[int], nn.Module]) -> None:
+    def __init__(
+        self,
+        fin: int,
+        fmiddle: int,
+        fout: int,
+        conv: Callable[..., nn.Conv2d],
+        norm: Callable[[int], nn.Module],
+        spectral: bool,
+    ) -> None:
         super().__init__()
+        wrap = spectral_norm if spectral else lambda module: module
         self.learned_shortcut = fin != fout
-        self.conv_0 = Conv2d(fin, fmiddle, 3, padding=1)
-        self.conv_1 = Conv2d(fmiddle, fout, 3, padding=1)
+        self.conv_0 = wrap(conv(fin, fmiddle, 3, padding=1))
+        self.conv_1 = wrap(conv(fmiddle, fout, 3, padding=1))
         if self.learned_shortcut:
-            self.conv_s = nn.Conv2d(fin, fout, 1, bias=False)
-        if spectral:
-            for name in ("conv_0", "conv_1", "conv_s")[: 3 if self.learned_shortcut else 2]:
-                setattr(self, name, spectral_norm(getattr(self, name)))
+            self.conv_s = wrap(conv(fin, fout, 1, bias=False))
         self.norm_0 = norm(fin)
         self.norm_1 = norm(fmiddle)
         if self.learned_shortcut:
             self.norm_s = norm(fin)
+
+
+class ModulatedResnetBlock(ResnetBlock):
+    """y = shortcut + conv_1(lrelu(norm_1(conv_0(lrelu(norm_0(x)))))); shortcut = x, or conv_s(norm_s(x))."""
 
     def forward(self, x: Tensor, seg: Tensor | LabelPlan, upsample: bool = False) -> Tensor:
         """x [N, fin, H, W] -> [N, fout, H, W], both x2 with `upsample`, which first upsamples x by nearest."""
@@ -235,11 +256,5 @@ class SPADEResnetBlock(ModulatedResnetBlock):
     """
 
     def __init__(self, fin: int, fout: int, norm_G: str, semantic_nc: int, nhidden: int = 128) -> None:
-        config = norm_G.replace("spectral", "")
-        super().__init__(
-            fin,
-            min(fin, fout),
-            fout,
-            "spectral" in norm_G,
-            lambda channels: SPADE(config, channels, semantic_nc, nhidden),
-        )
+        layer = partial(SPADE, norm_G.replace("spectral", ""), label_nc=semantic_nc, nhidden=nhidden)
+        super().__init__(fin, min(fin, fout), fout, Conv2d, layer, "spectral" in norm_G)

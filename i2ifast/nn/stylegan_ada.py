@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import bias_act
-from .modulated_conv import fir, minibatch_stddev, modulated_conv2d, normalise_second_moment, resampled_conv2d
+from .layer import minibatch_std
+from .modulated_conv import fir, modulated_conv2d, normalise_second_moment, resampled_conv2d
 
 FIR = (1.0, 3.0, 3.0, 1.0)
 
@@ -220,11 +221,11 @@ class MappingNetwork(nn.Module):
 
 
 class MinibatchStdLayer(nn.Module):
-    """See `minibatch_stddev`; without a group size the whole batch is one."""
+    """See `minibatch_std`; without a group size the whole batch is one."""
 
     def __init__(self, group_size: int | None, num_channels: int = 1) -> None:
         super().__init__()
         self.group_size, self.num_channels = group_size, num_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        return minibatch_stddev(x, len(x) if self.group_size is None else self.group_size, self.num_channels)
+        return minibatch_std(x, len(x) if self.group_size is None else self.group_size, self.num_channels)

@@ -15,14 +15,7 @@ from .modulate_mixed import modulate_mixed
 from .modulate_region import modulate_region
 from .modulate_style import modulate_style
 from .modulate_table import Segments, modulate_table
-from .moments import (
-    Statistics,
-    batch_statistics,
-    fixed_statistics,
-    instance_statistics,
-    moments,
-    no_statistics,
-)
+from .moments import Statistics, batch_statistics, fixed_statistics, instance_statistics, moments, no_statistics
 from .panoptic_conv import panoptic_conv
 from .panoptic_upsample import panoptic_upsample
 from .positional_norm import positional_norm

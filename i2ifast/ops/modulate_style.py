@@ -142,9 +142,9 @@ def modulate_style(
     """y = act((x - mean) * rstd * style[n, c] + style[n, C + c] + keep * x)
 
     x [N, C, H, W]; style [N, 2C] (scale, then shift), 1 and 0 if None: plain normalisation and activation in one pass.
-    `keep` is the share of x itself that an interpolated style leaves. y like x. Statistics default to none (x as it is). Raises ValueError for shapes or devices that do not fit. The
-    scale is not written 1 + gamma as in the other ops: vectors are learned and predicted as scales, and small ones
-    would lose their bits.
+    `keep` is the share of x itself that an interpolated style leaves. y like x. Statistics default to none (x as it
+    is). Raises ValueError for shapes or devices that do not fit. The scale is not written 1 + gamma as in the other
+    ops: vectors are learned and predicted as scales, and small ones would lose their bits.
     """
     check_4d("x", x)
     statistics = no_statistics(x) if statistics is None else statistics

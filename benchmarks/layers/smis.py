@@ -1,0 +1,47 @@
+"""Grouped SPADE layers: tables of the groups' blocks against grouped convolutions."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from i2ifast.nn import GROUP_SPADE
+from i2ifast.testing import blocky
+
+from . import Layer, Made, Shape
+
+
+class Plain(nn.Module):
+    """The published formulation around the parameters of ours."""
+
+    def __init__(self, layer: GROUP_SPADE) -> None:
+        super().__init__()
+        self.layer = layer
+
+    @staticmethod
+    def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
+        return F.conv2d(x, conv.weight, conv.bias, padding=1, groups=conv.groups)
+
+    def forward(self, x: Tensor, seg: Tensor) -> Tensor:
+        hidden = F.relu(self.convolve(seg.float(), self.layer.mlp_shared[0]))
+        gamma, beta = (self.convolve(hidden, conv) for conv in (self.layer.mlp_gamma, self.layer.mlp_beta))
+        return F.batch_norm(x, None, None, training=True) * (1 + gamma) + beta
+
+
+def make(classes: int, groups: int, mode: str):
+    def made(shape: Shape, g: torch.Generator) -> Made:
+        n, c, h, w = shape
+        layer = GROUP_SPADE(c - c % classes if mode == "cityscapes" else c, classes, groups, data_mode=mode)
+        seg = (
+            F.one_hot(blocky(g, n, h, w, classes, 16).long(), classes).permute(0, 3, 1, 2).byte().contiguous()
+        )  # no gradient
+        x = torch.randn((n, layer.param_free_norm.num_features, h, w), generator=g)
+        return Made({"ours": layer, "plain": Plain(layer)}, {"x": x, "seg": seg})
+
+    return made
+
+
+LAYERS = [
+    Layer("SMIS-deepfashion", ((1, 640, 128, 128),), make(8, 2, "deepfashion")),
+    Layer("SMIS-cityscapes", ((1, 1120, 64, 128),), make(35, 4, "cityscapes")),
+    Layer("SMIS-ade20k", ((1, 512, 128, 128),), make(151, 2, "ade20k")),
+]
