@@ -65,7 +65,9 @@ def prepare(system: System, batch: Batch, dense: bool) -> Batch:
     batch = system.prepare(batch)
     if dense:
         semantics = batch["semantics"]
-        batch["semantics"] = (semantics if isinstance(semantics, Tensor) else semantics.dense()).clone().requires_grad_()
+        batch["semantics"] = (
+            (semantics if isinstance(semantics, Tensor) else semantics.dense()).clone().requires_grad_()
+        )
         batch["image"] = batch["image"].clone().requires_grad_()
     return batch
 

@@ -15,8 +15,8 @@ from i2ifast.nn import (
     BatchNormAct,
     DepthsepCC,
     DepthsepCCBlock,
-    FADEResnetBlock,
     FAdaIN,
+    FADEResnetBlock,
     PositionalNorm2d,
     ReflectionSPADE,
     bake,
@@ -156,7 +156,9 @@ def test_positional_norm_of_a_large_mean():
     x = (1e4 + 1e-2 * normal(2, 32, 5, 7, dtype=torch.float64)).float()
     exact = PositionalNorm2d()(x.double())
     for layout in (torch.contiguous_format, torch.channels_last):
-        torch.testing.assert_close(PositionalNorm2d()(x.contiguous(memory_format=layout)).double(), exact, rtol=2e-2, atol=2e-2)
+        torch.testing.assert_close(
+            PositionalNorm2d()(x.contiguous(memory_format=layout)).double(), exact, rtol=2e-2, atol=2e-2
+        )
 
 
 def test_positional_norm_keeps_a_nan_in_its_pixel():
@@ -218,7 +220,9 @@ def test_conditional_block_is_the_published_formulation(fout, given, layout):
         block.load_state_dict(state)
         x = X.contiguous(memory_format=layout).requires_grad_()
         y = call(x)
-        results.append(dict(zip(["y", "dx", *used], [y, *torch.autograd.grad(y, [x, *used.values()], dy)], strict=True)))
+        results.append(
+            dict(zip(["y", "dx", *used], [y, *torch.autograd.grad(y, [x, *used.values()], dy)], strict=True))
+        )
     assert_close(*results)
 
 

@@ -9,7 +9,6 @@ from i2ifast.testing import blocky
 
 from . import Layer, Made, Shape
 
-
 CLASSES = 35
 
 
@@ -21,7 +20,9 @@ class PlainFADE(nn.Module):
         self.layer = layer
 
     def forward(self, x: Tensor, features: Tensor) -> Tensor:
-        gamma, beta = (F.conv2d(features, c.weight, c.bias, padding=1) for c in (self.layer.mlp_gamma, self.layer.mlp_beta))
+        gamma, beta = (
+            F.conv2d(features, c.weight, c.bias, padding=1) for c in (self.layer.mlp_gamma, self.layer.mlp_beta)
+        )
         return F.batch_norm(x, None, None, training=True) * (1 + gamma) + beta
 
 

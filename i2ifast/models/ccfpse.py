@@ -98,7 +98,11 @@ class CondConvGenerator(nn.Module):
 
     def forward(self, seg: Semantics, z: Tensor | None = None) -> Tensor:
         pyramid = self.pyramid(seg)
-        x = self.fc(z).unflatten(1, (-1, *self.config.latent)) if self.config.use_vae else self.fc(seg, pyramid[0].shape[2:])
+        x = (
+            self.fc(z).unflatten(1, (-1, *self.config.latent))
+            if self.config.use_vae
+            else self.fc(seg, pyramid[0].shape[2:])
+        )
         for name, level in self.blocks.items():
             if x.shape[2:] != pyramid[level].shape[2:]:
                 x = upsampled(x)

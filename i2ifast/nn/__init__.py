@@ -3,7 +3,7 @@
 from .bake import bake
 from .batch import BatchNormAct
 from .ccfpse import DepthsepCC, DepthsepCCBlock
-from .fade import FADE, FADEResnetBlock, FAdaIN
+from .fade import FADE, FAdaIN, FADEResnetBlock
 from .instance import AdaIN, InstanceNormAct
 from .label_conv import label_conv2d
 from .positional import PositionalNorm2d, ReflectionSPADE

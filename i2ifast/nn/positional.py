@@ -49,9 +49,7 @@ class ReflectionSPADE(nn.Module):
     sides longer than half the kernel.
     """
 
-    def __init__(
-        self, config_text: str, norm_nc: int, label_nc: int, PONO: bool = False, nhidden: int = 128
-    ) -> None:
+    def __init__(self, config_text: str, norm_nc: int, label_nc: int, PONO: bool = False, nhidden: int = 128) -> None:
         super().__init__()
         parsed = re.fullmatch(r"spade(batch|syncbatch|instance)(\d+)x\2", config_text)
         if parsed is None or int(parsed[2]) % 2 == 0:

@@ -234,5 +234,9 @@ class SPADEResnetBlock(ModulatedResnetBlock):
     def __init__(self, fin: int, fout: int, norm_G: str, semantic_nc: int, nhidden: int = 128) -> None:
         config = norm_G.replace("spectral", "")
         super().__init__(
-            fin, min(fin, fout), fout, "spectral" in norm_G, lambda channels: SPADE(config, channels, semantic_nc, nhidden)
+            fin,
+            min(fin, fout),
+            fout,
+            "spectral" in norm_G,
+            lambda channels: SPADE(config, channels, semantic_nc, nhidden),
         )

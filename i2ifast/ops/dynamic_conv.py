@@ -1,4 +1,4 @@
-"""Convolution of every channel, at every pixel, with a 3x3 kernel of its own: the conditional convolutions of CC-FPSE."""
+"""Convolution of every channel, at every pixel, with a 3x3 kernel of its own, which something predicts."""
 
 import torch
 import torch.nn.functional as F
@@ -132,8 +132,8 @@ def dynamic_conv(x: Tensor, weight: Tensor) -> Tensor:
     """y[n, c, p] = sum over taps t of x[n, c, p + t] * weight[n, c, t, p], zero padding, taps 0..8 row by row.
 
     x [N, C, H, W], weight [N, C, 9, H, W]; y like x. A convolution of 9C outputs makes it, `unflatten(1, (C, 9))`, or,
-    read twice as fast if x is channels_last, `unflatten(1, (9, C)).transpose(1, 2)`. Differentiable to any order. Raises
-    ValueError for shapes or devices that do not fit.
+    read twice as fast if x is channels_last, `unflatten(1, (9, C)).transpose(1, 2)`. Differentiable to any order.
+    Raises ValueError for shapes or devices that do not fit.
     """
     check_4d("x", x)
     n, c, h, w = x.shape

@@ -52,7 +52,7 @@ def reference_dx(dy, x, style, mean, rstd, means, slope) -> Tensor:
     return m.normalise_gradient(g, xhat, rstd, means).to(x.dtype)
 
 
-def _forward(x, style, mean, rstd, of_x, slope, group, keep=0.0):
+def _forward(x, style, mean, rstd, of_x, slope, group, keep):
     layout, style = memory_format(x), _keeping(style, mean, rstd, keep)
     backend = _backend.choose("modulate_style", "modulate_style", x)
     if backend == "reference" or x.numel() == 0:
@@ -63,7 +63,7 @@ def _forward(x, style, mean, rstd, of_x, slope, group, keep=0.0):
     return y
 
 
-def _backward(dy, x, style, mean, rstd, of_x, slope, group, keep=0.0):
+def _backward(dy, x, style, mean, rstd, of_x, slope, group, keep):
     layout = memory_format(x)
     own, style = style.chunk(2, 1)[0], _keeping(style, mean, rstd, keep)
     backend = _backend.choose("modulate_style", "modulate_style_dx", x)
@@ -90,7 +90,7 @@ def _backward_fake(dy, x, style, *rest):
     return dense_like(x), torch.empty_like(style, memory_format=torch.contiguous_format)
 
 
-def _gradient(dy, x, style, mean, rstd, of_x, slope, group, keep=0.0):
+def _gradient(dy, x, style, mean, rstd, of_x, slope, group, keep):
     m.refuse_group(group)
     x, style = (t if t.requires_grad else t.detach().requires_grad_() for t in (x, style))
     mean, rstd = m.attach(x, mean, rstd, of_x)
@@ -108,7 +108,7 @@ def _autograd(ctx, dy):
     return dx, dstyle, *[None] * 6
 
 
-_ARGS = "Tensor x, Tensor style, Tensor mean, Tensor rstd, bool of_x, float slope, str group, float keep=0.0"
+_ARGS = "Tensor x, Tensor style, Tensor mean, Tensor rstd, bool of_x, float slope, str group, float keep"
 define("modulate_style", f"({_ARGS}) -> Tensor", _forward, lambda x, *rest: dense_like(x))
 define("modulate_style_backward", f"(Tensor dy, {_ARGS}) -> (Tensor, Tensor)", _backward, _backward_fake)
 autograd("modulate_style", _setup, _autograd)
@@ -125,9 +125,9 @@ def modulate_style(
     """y = act((x - mean) * rstd * style[n, c] + style[n, C + c] + keep * x)
 
     x [N, C, H, W]; style [N, 2C] (scale, then shift), 1 and 0 if None: plain normalisation and activation in one pass.
-    `keep` is the share of x itself that an interpolated style leaves. y like x. Statistics default to none (x as it is). Raises ValueError for shapes or devices that do not fit. The
-    scale is not written 1 + gamma as in the other ops: vectors are learned and predicted as scales, and small ones
-    would lose their bits.
+    `keep` is the share of x itself that an interpolated style leaves. y like x. Statistics default to none (x as it
+    is). Raises ValueError for shapes or devices that do not fit. The scale is not written 1 + gamma as in the other
+    ops: vectors are learned and predicted as scales, and small ones would lose their bits.
     """
     check_4d("x", x)
     statistics = no_statistics(x) if statistics is None else statistics

@@ -72,7 +72,9 @@ def _backward(dy, x, gamma_beta, eps, slope):
     backend = _backend.choose("positional_norm", "positional_norm_backward", x)
     if backend == "reference" or x.numel() == 0 or x.size(1) == 1:  # rounding is all that one channel has to scale up
         dx, d_by = reference_backward(dy, x, gamma_beta, eps, slope)
-        return dx.contiguous(memory_format=layout), d_by if gamma_beta is None else d_by.contiguous(memory_format=layout)
+        return dx.contiguous(memory_format=layout), d_by if gamma_beta is None else d_by.contiguous(
+            memory_format=layout
+        )
     dx, d_by = _backward_fake(dy, x, gamma_beta)
     dy, x = dy.contiguous(memory_format=layout), x.contiguous(memory_format=layout)
     by = gamma_beta if gamma_beta is None else gamma_beta.contiguous(memory_format=layout)
