@@ -58,7 +58,7 @@ template <bool Dense, bool Backward, class T>
 void rows(const PositionalNorm& p, const Block<T>& b) {
   int64_t n = p.c;
   for (int64_t i = 0; i < b.count; ++i) {
-    const T *__restrict x = b.x + i * b.row, *__restrict gamma = b.gamma + i * b.map_row, *__restrict beta = b.beta + i * b.map_row;
+    const T* __restrict x = b.x + i * b.row, * __restrict gamma = b.gamma + i * b.map_row, * __restrict beta = b.beta + i * b.map_row;
     float guess = load(x[0]), centre = guess + sum_of(n, [=](int64_t c) { return load(x[c]) - guess; }) / n;
     float rest = sum_of(n, [=](int64_t c) { return load(x[c]) - centre; });
     float squares = sum_of(n, [=](int64_t c) { return (load(x[c]) - centre) * (load(x[c]) - centre); });
@@ -74,7 +74,7 @@ void rows(const PositionalNorm& p, const Block<T>& b) {
     auto dz = [=](int64_t c) { return z(c) > 0 ? load(dy[c]) : load(dy[c]) * slope; };
     auto g = [=](int64_t c) { return dz(c) * scale_of<Dense>(gamma, c); };
     if (Dense) {
-      T *__restrict dgamma = b.dgamma + i * b.map_row, *__restrict dbeta = b.dbeta + i * b.map_row;
+      T* __restrict dgamma = b.dgamma + i * b.map_row, * __restrict dbeta = b.dbeta + i * b.map_row;
       for (int64_t c = 0; c < n; ++c) store(dgamma + c, dz(c) * xhat(c)), store(dbeta + c, dz(c));
     }
     float mean = sum_of(n, g) / n, along = sum_of(n, [=](int64_t c) { return g(c) * xhat(c); }) / (n > 1 ? n - 1 : 1);
@@ -114,8 +114,7 @@ inline void plane_forward(const T* __restrict x, const T* __restrict gamma, cons
 
 template <bool Dense, class T>
 inline void plane_sums(const T* __restrict dy, const T* __restrict x, const T* __restrict gamma, const T* __restrict beta, const Pixels& s,
-                       T* __restrict dgamma, T* __restrict dbeta, float* __restrict mean, float* __restrict along, int64_t n,
-                       float slope) {
+                       T* __restrict dgamma, T* __restrict dbeta, float* __restrict mean, float* __restrict along, int64_t n, float slope) {
   for (int64_t i = 0; i < n; ++i) {
     float xhat = (load(x[i]) - s.centre[i] - s.offset[i]) * s.rstd[i], scale = scale_of<Dense>(gamma, i), up = load(dy[i]);
     float dz = xhat * scale + shift_of<Dense>(beta, i) > 0 ? up : up * slope;
@@ -144,16 +143,14 @@ void planes(const PositionalNorm& p, const Block<T>& b) {
   for (int64_t at = 0; at < end; at += b.plane) add_squares(b.x + at, s.centre, s.offset, s.rstd, n);
   for (int64_t i = 0; i < n; ++i) s.rstd[i] = rstd_of(s.rstd[i], s.offset[i], p.c, p.eps), s.offset[i] /= p.c;
   if (!Backward) {
-    for (int64_t at = 0; at < end; at += b.plane)
-      plane_forward<Dense>(b.x + at, b.gamma + at, b.beta + at, s, b.y + at, n, p.slope);
+    for (int64_t at = 0; at < end; at += b.plane) plane_forward<Dense>(b.x + at, b.gamma + at, b.beta + at, s, b.y + at, n, p.slope);
     return;
   }
   float mean[kPixels] = {}, along[kPixels] = {};
   for (int64_t at = 0; at < end; at += b.plane)
     plane_sums<Dense>(b.dy + at, b.x + at, b.gamma + at, b.beta + at, s, b.dgamma + at, b.dbeta + at, mean, along, n, p.slope);
   for (int64_t i = 0; i < n; ++i) s.mean[i] = mean[i] / p.c, s.along[i] = along[i] / (p.c > 1 ? p.c - 1 : 1);
-  for (int64_t at = 0; at < end; at += b.plane)
-    plane_dx<Dense>(b.dy + at, b.x + at, b.gamma + at, b.beta + at, s, b.dx + at, n, p.slope);
+  for (int64_t at = 0; at < end; at += b.plane) plane_dx<Dense>(b.dy + at, b.x + at, b.gamma + at, b.beta + at, s, b.dx + at, n, p.slope);
 }
 
 template <bool Backward, bool Dense, class T>

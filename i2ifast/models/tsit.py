@@ -90,7 +90,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class StreamResnetBlock(nn.Module):
-    """y = shortcut + act(conv_1(act(conv_0(x)))), act instance norm and leaky relu; shortcut = x or act(conv_s(x)).
+    """y = shortcut + act(conv_1(act(conv_0(x)))), act an instance norm and a leaky relu; shortcut x or act(conv_s(x)).
 
     With `of_labels` it also takes a label plan, whose convolutions are of the distinct windows.
     """
@@ -225,7 +225,7 @@ class System(spade.System):
 
     @torch.no_grad()
     def translate(self, batch: Batch) -> dict[str, Tensor]:
-        """{"fake": [N,3,H,W]}: for AST and MMIS the content `label` in the style of `image`, each of any size."""
+        """{"fake": [N,3,H,W]}: for AST and MMIS the content `label` of any size, in the style of `image`."""
         training = self.nets["G"].training
         self.nets["G"].train(training or self.config.batch_statistics)
         try:

@@ -75,11 +75,10 @@ class AdaIN(nn.Module):
 def adain(
     x: Tensor, style: Tensor, act: str | float = "none", eps: float = 1e-5, alpha: float = 1.0, repeats: int = 1
 ) -> Tensor:
-    """act(alpha * (std(style) * (x - mean(x)) / std(x) + mean(style)) + (1 - alpha) * x), std = sqrt(unbiased var +
-    eps).
+    """act(alpha * (std(style) * (x - mean(x)) / std(x) + mean(style)) + (1 - alpha) * x).
 
-    x [N, C, H, W], style [N, C, H', W']. `repeats`: how often every element of x occurs in the map that is said to be
-    normalised (4 for one upsampled x2 by nearest): the unbiased variance depends on it.
+    std = sqrt(unbiased var + eps); x [N, C, H, W], style [N, C, H', W']. `repeats`: how often every element of x occurs
+    in the map that is said to be normalised (4 for one upsampled x2 by nearest): the unbiased variance depends on it.
     """
     # sqrt(k var + eps) = sqrt(k) sqrt(var + eps / k): the unbiased variance of x as a biased one with another eps.
     k = _unbiased(x, repeats)

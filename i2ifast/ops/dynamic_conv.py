@@ -1,4 +1,4 @@
-"""Convolution of every channel, at every pixel, with a 3x3 kernel of its own: conditional convolutions of CC-FPSE."""
+"""Convolution of every channel, at every pixel, with a 3x3 kernel of its own, which something predicts."""
 
 import torch
 import torch.nn.functional as F

@@ -52,7 +52,7 @@ def _backward(ctx, dmean: Tensor, dvar: Tensor) -> tuple[Tensor, None]:
     count = max(1, x.numel() // max(1, mean.numel()))
     if not torch.is_grad_enabled():  # (x - mean) * scale + shift, in one pass
         style = torch.cat([2 * dvar, dmean], 1).div_(count).expand(x.size(0), -1)
-        return torch.ops.i2ifast.modulate_style(x, style, mean, torch.ones_like(mean), False, 1.0, ""), None
+        return torch.ops.i2ifast.modulate_style(x, style, mean, torch.ones_like(mean), False, 1.0, "", 0.0), None
     if x.requires_grad:  # the mean is a function of x too: a graph of this gradient has to go through it
         mean = reference_forward(x, ctx.per_sample)[0]
     centred = x.to(mean.dtype) - mean[..., None, None]
