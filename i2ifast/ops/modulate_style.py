@@ -52,8 +52,8 @@ def reference_dx(dy, x, style, mean, rstd, means, slope) -> Tensor:
     return m.normalise_gradient(g, xhat, rstd, means).to(x.dtype)
 
 
-def _forward(x, style, mean, rstd, of_x, slope, group, keep):
-    layout, style = memory_format(x), _keeping(style, mean, rstd, keep)
+def apply_style(x, style, mean, rstd, slope) -> Tensor:
+    layout = memory_format(x)
     backend = _backend.choose("modulate_style", "modulate_style", x)
     if backend == "reference" or x.numel() == 0:
         return reference_forward(x, style, mean, rstd, slope).contiguous(memory_format=layout)
@@ -63,7 +63,20 @@ def _forward(x, style, mean, rstd, of_x, slope, group, keep):
     return y
 
 
-def _backward(dy, x, style, mean, rstd, of_x, slope, group, keep):
+def style_sums(dy, x, style, mean, rstd, slope) -> Tensor:
+    """The gradient of style [N, 2C]: sums over each plane of dz * xhat and of dz."""
+    layout = memory_format(x)
+    backend = _backend.choose("modulate_style", "modulate_style_sums", x)
+    if backend == "reference" or x.numel() == 0:
+        return reference_dstyle(dy, x, style, mean, rstd, slope)
+    dy, x, style = dy.contiguous(memory_format=layout), x.contiguous(memory_format=layout), style.contiguous()
+    dstyle = torch.empty_like(style)
+    _backend.kernel(backend, "modulate_style", "modulate_style_sums")(dy, x, style, mean, rstd, slope, dstyle)
+    return dstyle
+
+
+def style_dx(dy, x, style, mean, rstd, means, slope) -> Tensor:
+    """rstd * (g - means[0] - xhat * means[1]) with g = dz * scale."""
     layout = memory_format(x)
     backend = _backend.choose("modulate_style", "modulate_style_dx", x)
     if backend == "reference" or x.numel() == 0:
@@ -94,7 +107,7 @@ def _backward_fake(dy, x, style, *rest):
     return dense_like(x), torch.empty_like(style, memory_format=torch.contiguous_format)
 
 
-def _gradient(dy, x, style, mean, rstd, of_x, slope, group, keep):
+def _gradient(dy, x, style, mean, rstd, of_x, slope, group, keep=0.0):
     m.refuse_group(group)
     x, style = (t if t.requires_grad else t.detach().requires_grad_() for t in (x, style))
     mean, rstd = m.attach(x, mean, rstd, of_x)
@@ -112,7 +125,7 @@ def _autograd(ctx, dy):
     return dx, dstyle, *[None] * 6
 
 
-_ARGS = "Tensor x, Tensor style, Tensor mean, Tensor rstd, bool of_x, float slope, str group, float keep"
+_ARGS = "Tensor x, Tensor style, Tensor mean, Tensor rstd, bool of_x, float slope, str group, float keep=0.0"
 define("modulate_style", f"({_ARGS}) -> Tensor", _forward, lambda x, *rest: dense_like(x))
 define("modulate_style_backward", f"(Tensor dy, {_ARGS}) -> (Tensor, Tensor)", _backward, _backward_fake)
 autograd("modulate_style", _setup, _autograd)
