@@ -10,8 +10,10 @@ void copy_down(const std::vector<double>& from, float* to) {
   for (size_t i = 0; i < from.size(); ++i) to[i] = static_cast<float>(from[i]);
 }
 
+using Optional = std::optional<Tensor>;
+
 ModulateTable params(const Tensor& x, const Tensor& table, const Tensor& patches, const Tensor& mean, const Tensor& rstd, double slope,
-                     std::optional<double> slope2, bool upsample) {
+                     std::optional<double> slope2, bool upsample, const Optional& noise, const Optional& strength) {
   STD_TORCH_CHECK(channels_last(x) || x.size(1) == 1 || x.size(2) * x.size(3) == 1, "x: expected channels_last");
   STD_TORCH_CHECK(patches.scalar_type() == ScalarType::Int && patches.is_contiguous(), "patches: expected contiguous int32");
   ModulateTable p{};
@@ -23,23 +25,28 @@ ModulateTable params(const Tensor& x, const Tensor& table, const Tensor& patches
   p.x = x.data_ptr();
   p.table = floats(table, "table"), p.mean = floats(mean, "mean"), p.rstd = floats(rstd, "rstd");
   p.patches = static_cast<const int32_t*>(patches.data_ptr());
+  if (noise) {
+    STD_TORCH_CHECK(strength && !slope2 && noise->numel() == patches.numel() && strength->numel() == p.c, "noise: expected [N, H, W] and one y");
+    p.noise = floats(*noise, "noise"), p.strength = floats(*strength, "strength");
+  }
   return p;
 }
 
 }  // namespace
 
 void modulate_table(const Tensor& x, const Tensor& table, const Tensor& patches, const Tensor& mean, const Tensor& rstd, double slope,
-                    std::optional<double> slope2, bool upsample, const Tensor& y, const std::optional<Tensor>& y2) {
-  ModulateTable p = params(x, table, patches, mean, rstd, slope, slope2, upsample);
+                    std::optional<double> slope2, bool upsample, const Tensor& y, const Optional& y2, const Optional& noise,
+                    const Optional& strength) {
+  ModulateTable p = params(x, table, patches, mean, rstd, slope, slope2, upsample, noise, strength);
   p.y[0] = output(y), p.y[1] = y2 ? output(*y2) : nullptr;
   auto kernel = I2IFAST_PICK(modulate_table_forward);
   torch::stable::parallel_for(0, y.size(0) * y.size(2), grain(y.size(3) * p.c), [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
 }
 
-void modulate_table_sums(const Tensor& dy, const std::optional<Tensor>& dy2, const Tensor& x, const Tensor& table, const Tensor& patches,
+void modulate_table_sums(const Tensor& dy, const Optional& dy2, const Tensor& x, const Tensor& table, const Tensor& patches,
                          const Tensor& mean, const Tensor& rstd, double slope, std::optional<double> slope2, bool upsample,
-                         const Tensor& dtable, const Tensor& sums) {
-  ModulateTable p = params(x, table, patches, mean, rstd, slope, slope2, upsample);
+                         const Tensor& dtable, const Tensor& sums, const Optional& noise, const Optional& strength) {
+  ModulateTable p = params(x, table, patches, mean, rstd, slope, slope2, upsample, noise, strength);
   p.dy[0] = dy.data_ptr(), p.dy[1] = dy2 ? dy2->data_ptr() : nullptr;
   std::vector<double> rows(dtable.numel()), totals(sums.numel());
   p.dtable = rows.data(), p.sums = totals.data();
@@ -52,10 +59,10 @@ void modulate_table_sums(const Tensor& dy, const std::optional<Tensor>& dy2, con
   copy_down(totals, mutable_floats(sums, "sums"));
 }
 
-void modulate_table_dx(const Tensor& dy, const std::optional<Tensor>& dy2, const Tensor& x, const Tensor& table, const Tensor& patches,
+void modulate_table_dx(const Tensor& dy, const Optional& dy2, const Tensor& x, const Tensor& table, const Tensor& patches,
                        const Tensor& mean, const Tensor& rstd, const Tensor& means, double slope, std::optional<double> slope2,
-                       bool upsample, const Tensor& dx) {
-  ModulateTable p = params(x, table, patches, mean, rstd, slope, slope2, upsample);
+                       bool upsample, const Tensor& dx, const Optional& noise, const Optional& strength) {
+  ModulateTable p = params(x, table, patches, mean, rstd, slope, slope2, upsample, noise, strength);
   p.dy[0] = dy.data_ptr(), p.dy[1] = dy2 ? dy2->data_ptr() : nullptr;
   p.means = floats(means, "means"), p.dx = output(dx);
   auto kernel = I2IFAST_PICK(modulate_table_dx);
@@ -65,13 +72,13 @@ void modulate_table_dx(const Tensor& dy, const std::optional<Tensor>& dy2, const
 STABLE_TORCH_LIBRARY_FRAGMENT(i2ifast_cpu, m) {
   m.def(
       "modulate_table(Tensor x, Tensor table, Tensor patches, Tensor mean, Tensor rstd, float slope, float? slope2, bool upsample, "
-      "Tensor(a!) y, Tensor(b!)? y2) -> ()");
+      "Tensor(a!) y, Tensor(b!)? y2, Tensor? noise=None, Tensor? strength=None) -> ()");
   m.def(
       "modulate_table_sums(Tensor dy, Tensor? dy2, Tensor x, Tensor table, Tensor patches, Tensor mean, Tensor rstd, float slope, float? "
-      "slope2, bool upsample, Tensor(a!) dtable, Tensor(b!) sums) -> ()");
+      "slope2, bool upsample, Tensor(a!) dtable, Tensor(b!) sums, Tensor? noise=None, Tensor? strength=None) -> ()");
   m.def(
       "modulate_table_dx(Tensor dy, Tensor? dy2, Tensor x, Tensor table, Tensor patches, Tensor mean, Tensor rstd, Tensor means, float "
-      "slope, float? slope2, bool upsample, Tensor(a!) dx) -> ()");
+      "slope, float? slope2, bool upsample, Tensor(a!) dx, Tensor? noise=None, Tensor? strength=None) -> ()");
 }
 STABLE_TORCH_LIBRARY_IMPL(i2ifast_cpu, CPU, m) {
   m.impl("modulate_table", TORCH_BOX(&modulate_table));

@@ -8,18 +8,50 @@ namespace {
 
 constexpr int64_t kRun = 128;  // pixels summed in float32 before they go into the float64 row
 
+// A row of x + strength * noise. Rounded like the values that its statistics are of: exact where few values share one.
+template <class T>
+inline const float* noisy(const T* __restrict x, const float* __restrict strength, float noise, int64_t n, float* __restrict scratch) {
+  for (int64_t c = 0; c < n; ++c) scratch[c] = load(x[c]) + strength[c] * noise;
+  return scratch;
+}
+
+// As row_accumulate, and adds dz * noise and xhat * noise to two more rows.
+template <class T>
+inline void row_accumulate_noise(const T* __restrict dy, const float* __restrict x, const float* __restrict mean, const float* __restrict rstd,
+                                 const float* __restrict gamma, const float* __restrict beta, float (*__restrict sums)[kBlock], int64_t n,
+                                 float slope, float noise) {
+  for (int64_t c = 0; c < n; ++c) {
+    float xhat = (x[c] - mean[c]) * rstd[c];
+    float z = xhat * (1 + gamma[c]) + beta[c];
+    float dz = z > 0 ? load(dy[c]) : load(dy[c]) * slope;
+    sums[0][c] += dz * xhat;
+    sums[1][c] += dz;
+    sums[2][c] += dz * noise;
+    sums[3][c] += xhat * noise;
+  }
+}
+
 template <class T>
 void forward(const ModulateTable& p, int64_t begin, int64_t end) {
   int64_t scale = p.upsample ? 2 : 1, width = p.w * scale, height = p.h * scale, row = 2 * p.c * p.outputs;
+  float scratch[kBlock];
   for (int64_t r = begin; r < end; ++r) {
     int64_t sample = r / height, y = r % height;
     const T* x = static_cast<const T*>(p.x) + (sample * p.h + y / scale) * p.w * p.c;
     const float *mean = p.mean + (p.per_sample ? sample * p.c : 0), *rstd = p.rstd + (p.per_sample ? sample * p.c : 0);
     for (int64_t i = 0; i < width; ++i) {
       const float* table = p.table + p.patches[r * width + i] * row;
-      for (int k = 0; k < p.outputs; ++k)
-        row_forward<1>(x + i / scale * p.c, mean, rstd, table + 2 * k * p.c, table + (2 * k + 1) * p.c,
-                       static_cast<T*>(p.y[k]) + (r * width + i) * p.c, p.c, p.slope[k]);
+      if (!p.noise) {
+        for (int k = 0; k < p.outputs; ++k)
+          row_forward<1>(x + i / scale * p.c, mean, rstd, table + 2 * k * p.c, table + (2 * k + 1) * p.c,
+                         static_cast<T*>(p.y[k]) + (r * width + i) * p.c, p.c, p.slope[k]);
+        continue;
+      }
+      for (int64_t c = 0; c < p.c; c += kBlock) {
+        int64_t n = p.c - c < kBlock ? p.c - c : kBlock;
+        row_forward<1>(noisy(x + i / scale * p.c + c, p.strength + c, p.noise[r * width + i], n, scratch), mean + c, rstd + c, table + c,
+                       table + p.c + c, static_cast<T*>(p.y[0]) + (r * width + i) * p.c + c, n, p.slope[0]);
+      }
     }
   }
 }
@@ -30,11 +62,12 @@ template <class T>
 void sums(const ModulateTable& p, int64_t c0, int64_t n) {
   int64_t scale = p.upsample ? 2 : 1, width = p.w * scale, height = p.h * scale, row = 2 * p.c * p.outputs;
   int64_t groups = p.per_sample ? p.n : 1;
-  float accumulated[4][kBlock];
+  float accumulated[4][kBlock], scratch[kBlock];
   for (int64_t sample = 0; sample < p.n; ++sample) {
     int64_t group = p.per_sample ? sample : 0;
     const float *mean = p.mean + group * p.c + c0, *rstd = p.rstd + group * p.c + c0;
-    double *sum_g = p.sums + group * p.c + c0, *sum_gx = p.sums + (groups + group) * p.c + c0;
+    double *sum_g = p.sums + group * p.c + c0, *sum_gx = sum_g + groups * p.c, *sum_gn = sum_gx + groups * p.c,
+           *sum_xn = sum_gn + groups * p.c;
     for (int64_t y = 0; y < height; ++y) {
       const int32_t* patches = p.patches + (sample * height + y) * width;
       const T* x = static_cast<const T*>(p.x) + (sample * p.h + y / scale) * p.w * p.c + c0;
@@ -46,8 +79,15 @@ void sums(const ModulateTable& p, int64_t c0, int64_t n) {
           const T* dy = static_cast<const T*>(p.dy[k]) + (sample * height + y) * width * p.c + c0;
           float *dgamma = accumulated[2 * k], *dbeta = accumulated[2 * k + 1];
           const float *gamma = table + 2 * k * p.c, *beta = gamma + p.c;
-          for (int64_t j = i; j < next; ++j)
-            row_accumulate<1>(dy + j * p.c, x + j / scale * p.c, mean, rstd, gamma, beta, dgamma, dbeta, n, p.slope[k]);
+          for (int64_t j = i; j < next; ++j) {
+            const T *dy_j = dy + j * p.c, *x_j = x + j / scale * p.c;
+            float noise = p.noise ? p.noise[(sample * height + y) * width + j] : 0;
+            if (p.noise)
+              row_accumulate_noise(dy_j, noisy(x_j, p.strength + c0, noise, n, scratch), mean, rstd, gamma, beta, accumulated, n,
+                                   p.slope[0], noise);
+            else
+              row_accumulate<1>(dy_j, x_j, mean, rstd, gamma, beta, dgamma, dbeta, n, p.slope[k]);
+          }
           double *row_gamma = p.dtable + patches[i] * row + 2 * k * p.c + c0, *row_beta = row_gamma + p.c;
           for (int64_t c = 0; c < n; ++c) {
             row_gamma[c] += dgamma[c];
@@ -55,6 +95,11 @@ void sums(const ModulateTable& p, int64_t c0, int64_t n) {
             sum_g[c] += (1 + gamma[c]) * dbeta[c];
             sum_gx[c] += (1 + gamma[c]) * dgamma[c];
           }
+          if (p.noise)
+            for (int64_t c = 0; c < n; ++c) {
+              sum_gn[c] += (1 + gamma[c]) * accumulated[2][c];
+              sum_xn[c] += accumulated[3][c];
+            }
         }
       }
     }
@@ -64,7 +109,7 @@ void sums(const ModulateTable& p, int64_t c0, int64_t n) {
 template <class T>
 void dx(const ModulateTable& p, int64_t begin, int64_t end) {
   int64_t scale = p.upsample ? 2 : 1, width = p.w * scale, row = 2 * p.c * p.outputs, groups = p.per_sample ? p.n : 1;
-  float g[kBlock];
+  float g[kBlock], scratch[kBlock];
   for (int64_t r = begin; r < end; ++r) {
     int64_t group = p.per_sample ? r / p.h : 0;
     const float *mean = p.mean + group * p.c, *rstd = p.rstd + group * p.c, *mean_g = p.means + group * p.c,
@@ -74,14 +119,25 @@ void dx(const ModulateTable& p, int64_t begin, int64_t end) {
       for (int64_t c = 0; c < p.c; c += kBlock) {
         int64_t n = p.c - c < kBlock ? p.c - c : kBlock;
         std::memset(g, 0, sizeof(g));
+        float noise = 0;
         for (int64_t cell = 0; cell < scale * scale; ++cell) {
           int64_t at = (r * scale + cell / scale) * width + i * scale + cell % scale;
           const float* table = p.table + p.patches[at] * row + c;
+          if (p.noise) {
+            noise += p.noise[at];
+            row_gradient<1>(static_cast<const T*>(p.dy[0]) + at * p.c + c, noisy(x + c, p.strength + c, p.noise[at], n, scratch), mean + c,
+                            rstd + c, table, table + p.c, g, n, p.slope[0]);
+            continue;
+          }
           for (int k = 0; k < p.outputs; ++k)
             row_gradient<1>(static_cast<const T*>(p.dy[k]) + at * p.c + c, x + c, mean + c, rstd + c, table + 2 * k * p.c,
                             table + (2 * k + 1) * p.c, g, n, p.slope[k]);
         }
-        row_dx(g, x + c, mean + c, rstd + c, mean_g + c, mean_gx + c, static_cast<T*>(p.dx) + (r * p.w + i) * p.c + c, n);
+        T* out = static_cast<T*>(p.dx) + (r * p.w + i) * p.c + c;
+        if (p.noise)
+          row_dx(g, noisy(x + c, p.strength + c, noise / (scale * scale), n, scratch), mean + c, rstd + c, mean_g + c, mean_gx + c, out, n);
+        else
+          row_dx(g, x + c, mean + c, rstd + c, mean_g + c, mean_gx + c, out, n);
       }
     }
   }

@@ -12,11 +12,12 @@ struct ModulateTable {
   float slope[2];
   const void* x;
   const float *table, *mean, *rstd;
-  const int32_t* patches;  // [N, H, W], x2 if upsample
+  const int32_t* patches;         // [N, H, W], x2 if upsample
+  const float *noise, *strength;  // like patches, and [C]: x + strength * noise is normalised; null for x alone, and with two outputs
   const void* dy[2];
   void* y[2];
   double* dtable;      // [D, 2CK]
-  double* sums;        // [2, G, C]: of g and g * xhat
+  double* sums;        // [2, G, C]: of g and g * xhat; with noise [4, G, C]: also of g * noise and xhat * noise
   const float* means;  // sums over their counts
   void* dx;
 };

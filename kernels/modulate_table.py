@@ -1,7 +1,8 @@
 """Triton kernels of `modulate_table`: y = act((x - mean) * rstd * (1 + gamma) + beta) with a table row per pixel.
 
 A table row is (gamma, beta) or, for a pair of outputs, (gamma, beta, gamma2, beta2), C numbers each. With CHILDREN = 4,
-x is upsampled x2 by nearest on the fly: pixel p of x has four pixels in patches and y.
+x is upsampled x2 by nearest on the fly: pixel p of x has four pixels in patches and y. With NOISE, strength [C] times
+noise [N, H, W], at the size of y, is added to x before it is normalised.
 """
 
 import torch
@@ -50,6 +51,12 @@ def _rows(table, patches, q, p_ok, channels, PAIR: tl.constexpr):
 
 
 @triton.jit
+def _noise(noise, q, p_ok):
+    """Noise at pixels q, as [BLOCK_P, 1]."""
+    return load(noise, q, p_ok)[:, None]
+
+
+@triton.jit
 def _modulated(xhat, rows, c, ok, channels):
     """(1 + gamma, z) with z = xhat * (1 + gamma) + beta."""
     scale = 1 + load(rows, c[None, :], ok)
@@ -69,18 +76,23 @@ def _gradient(dy, dy2, xhat, at, rows, c, ok, slope, slope2, channels, PAIR: tl.
 
 @triton.jit
 def _apply(
-    x, table, patches, mean, rstd, y, y2, slope, slope2, stride_g, width, stride_yc, hw, channels, stride_p, stride_c,
-    PAIR: tl.constexpr, CHILDREN: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    x, table, patches, noise, strength, mean, rstd, y, y2, slope, slope2, stride_g, width, stride_yc,
+    hw, channels, stride_p, stride_c,
+    PAIR: tl.constexpr, CHILDREN: tl.constexpr, NOISE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     n, p, c, _ = place(hw, channels, BLOCK_P, BLOCK_P, BLOCK_C)
     p_ok = p < hw
     ok = p_ok[:, None] & (c < channels)[None, :]
     value = load(x, n * hw * channels + p[:, None] * stride_p + c[None, :] * stride_c, ok)
-    xhat = (value - row(mean, n * stride_g, c, channels)) * row(rstd, n * stride_g, c, channels)
+    mu, scale = row(mean, n * stride_g, c, channels), row(rstd, n * stride_g, c, channels)
+    xhat = (value - mu) * scale
     for k in tl.static_range(CHILDREN):
         q = _child(p, k, width, CHILDREN)
         rows = _rows(table, patches, n * hw * CHILDREN + q, p_ok, channels, PAIR)
         at = n * hw * CHILDREN * channels + q[:, None] * stride_p + c[None, :] * stride_yc
+        if NOISE:
+            one = _noise(noise, n * hw * CHILDREN + q, p_ok)
+            xhat = (value + one * row(strength, 0, c, channels) - mu) * scale
         _, z = _modulated(xhat, rows, c, ok, channels)
         store(y, at, activate(z, slope), ok)
         if PAIR:
@@ -90,22 +102,32 @@ def _apply(
 
 @triton.jit
 def _dx(
-    dy, dy2, x, table, patches, mean, rstd, means, dx, slope, slope2, stride_g, groups, width, stride_yc,
-    hw, channels, stride_p, stride_c,
-    PAIR: tl.constexpr, CHILDREN: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    dy, dy2, x, table, patches, noise, strength, mean, rstd, means, dx, slope, slope2, stride_g, groups, width,
+    stride_yc, hw, channels, stride_p, stride_c,
+    PAIR: tl.constexpr, CHILDREN: tl.constexpr, NOISE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     n, p, c, _ = place(hw, channels, BLOCK_P, BLOCK_P, BLOCK_C)
     p_ok = p < hw
     ok = p_ok[:, None] & (c < channels)[None, :]
     x_at = n * hw * channels + p[:, None] * stride_p + c[None, :] * stride_c
-    scale = row(rstd, n * stride_g, c, channels)
-    xhat = (load(x, x_at, ok) - row(mean, n * stride_g, c, channels)) * scale
+    mu, scale = row(mean, n * stride_g, c, channels), row(rstd, n * stride_g, c, channels)
+    value = load(x, x_at, ok)
+    xhat = (value - mu) * scale
     g = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    if NOISE:
+        by = row(strength, 0, c, channels)
+        noises = tl.zeros((BLOCK_P, 1), tl.float32)
     for k in tl.static_range(CHILDREN):
         q = _child(p, k, width, CHILDREN)
         rows = _rows(table, patches, n * hw * CHILDREN + q, p_ok, channels, PAIR)
         at = n * hw * CHILDREN * channels + q[:, None] * stride_p + c[None, :] * stride_yc
+        if NOISE:
+            one = _noise(noise, n * hw * CHILDREN + q, p_ok)
+            noises += one
+            xhat = (value + one * by - mu) * scale
         g += _gradient(dy, dy2, xhat, at, rows, c, ok, slope, slope2, channels, PAIR)
+    if NOISE:
+        xhat = (value + noises / CHILDREN * by - mu) * scale
     mean_g = row(means, n * stride_g, c, channels)
     mean_gx = row(means + groups * channels, n * stride_g, c, channels)
     store(dx, x_at, scale * (g - mean_g - xhat * mean_gx), ok)
@@ -113,36 +135,51 @@ def _dx(
 
 @triton.jit
 def _sums(
-    dy, dy2, x, table, patches, mean, rstd, partials, slope, slope2, stride_g, width, stride_yc, iterations, parts,
-    hw, channels, stride_p, stride_c,
-    PAIR: tl.constexpr, CHILDREN: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    dy, dy2, x, table, patches, noise, strength, mean, rstd, partials, slope, slope2, stride_g, width, stride_yc,
+    iterations, parts, hw, channels, stride_p, stride_c,
+    PAIR: tl.constexpr, CHILDREN: tl.constexpr, NOISE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     n, p, c, part = place(hw, channels, BLOCK_P * iterations, BLOCK_P, BLOCK_C)
     mu, scale = row(mean, n * stride_g, c, channels), row(rstd, n * stride_g, c, channels)
     sum_g = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     sum_gx = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    if NOISE:
+        by = row(strength, 0, c, channels)
+        sum_gn = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+        sum_xn = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     for _ in range(iterations):
         p_ok = p < hw
         ok = p_ok[:, None] & (c < channels)[None, :]
-        xhat = (load(x, n * hw * channels + p[:, None] * stride_p + c[None, :] * stride_c, ok) - mu) * scale
+        value = load(x, n * hw * channels + p[:, None] * stride_p + c[None, :] * stride_c, ok)
+        xhat = (value - mu) * scale
         for k in tl.static_range(CHILDREN):
             q = _child(p, k, width, CHILDREN)
             rows = _rows(table, patches, n * hw * CHILDREN + q, p_ok, channels, PAIR)
             at = n * hw * CHILDREN * channels + q[:, None] * stride_p + c[None, :] * stride_yc
+            if NOISE:
+                one = _noise(noise, n * hw * CHILDREN + q, p_ok)
+                xhat = (value + one * by - mu) * scale
             g = _gradient(dy, dy2, xhat, at, rows, c, ok, slope, slope2, channels, PAIR)
             sum_g += g
             sum_gx += g * xhat
+            if NOISE:
+                sum_gn += g * one
+                sum_xn += xhat * one
         p += BLOCK_P
     out = partials + part * channels + c
     tl.store(out, tl.sum(sum_g, 0), mask=c < channels)
     tl.store(out + parts * channels, tl.sum(sum_gx, 0), mask=c < channels)
+    if NOISE:
+        tl.store(out + 2 * parts * channels, tl.sum(sum_gn, 0), mask=c < channels)
+        tl.store(out + 3 * parts * channels, tl.sum(sum_xn, 0), mask=c < channels)
 
 
 @triton.jit
 def _dtable(
-    dy, dy2, x, table, order, offsets, mean, rstd, dtable, partials,
+    dy, dy2, x, table, noise, strength, order, offsets, mean, rstd, dtable, partials,
     slope, slope2, stride_g, rows, width, y_pixels, channels,
-    PAIR: tl.constexpr, CHILDREN: tl.constexpr, SEGMENT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+    PAIR: tl.constexpr, CHILDREN: tl.constexpr, NOISE: tl.constexpr, SEGMENT: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Rows of dtable from channels_last dy, dy2 and x: members of a row are pixels of y."""
     blocks_c = tl.cdiv(channels, BLOCK_C)
@@ -168,8 +205,10 @@ def _dtable(
         if CHILDREN == 4:  # rows of all samples follow each other, so the sample needs no part in this
             p = q // (2 * width) // 2 * width + q % (2 * width) // 2
         statistic = (q // y_pixels * stride_g)[:, None] + c[None, :]
-        xhat = load(x, p[:, None] * channels + c[None, :], ok) - load(mean, statistic, ok)
-        xhat *= load(rstd, statistic, ok)
+        value = load(x, p[:, None] * channels + c[None, :], ok)
+        if NOISE:
+            value += _noise(noise, q, m < last) * row(strength, 0, c, channels)
+        xhat = (value - load(mean, statistic, ok)) * load(rstd, statistic, ok)
         at = q[:, None] * channels + c[None, :]
         dz = activation_gradient(load(dy, at, ok), xhat * scale + beta, slope)
         dgamma += dz * xhat
@@ -198,12 +237,12 @@ def _segments(patches: Tensor, rows: int) -> tuple[Tensor, Tensor]:
 @on_device
 def modulate_table(
     x: Tensor, table: Tensor, patches: Tensor, mean: Tensor, rstd: Tensor, slope: float, slope2: float | None,
-    upsample: bool, y: Tensor, y2: Tensor | None,
+    upsample: bool, y: Tensor, y2: Tensor | None, noise: Tensor | None = None, strength: Tensor | None = None,
 ) -> None:  # fmt: skip
     t, layout = _tiling(x, y, mean)
     _apply[t.grid](
-        x, table, patches, mean, rstd, y, y2, slope, slope2 or 0.0, group_stride(mean), *layout, *t.sizes,
-        PAIR=y2 is not None, CHILDREN=4 if upsample else 1, **t.blocks,
+        x, table, patches, noise, strength, mean, rstd, y, y2, slope, slope2 or 0.0, group_stride(mean), *layout,
+        *t.sizes, PAIR=y2 is not None, CHILDREN=4 if upsample else 1, NOISE=noise is not None, **t.blocks,
     )  # fmt: skip
 
 
@@ -211,13 +250,13 @@ def modulate_table(
 def modulate_table_sums(
     dy: Tensor, dy2: Tensor | None, x: Tensor, table: Tensor, patches: Tensor, order: Tensor | None,
     offsets: Tensor | None, mean: Tensor, rstd: Tensor, slope: float, slope2: float | None, upsample: bool,
-    dtable: Tensor, sums: Tensor,
+    dtable: Tensor, sums: Tensor, noise: Tensor | None = None, strength: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """dtable like table, and sums [2, G, C] of g and g * xhat.
+    """dtable like table, and sums [2, G, C] of g and g * xhat; with noise [4, G, C], also of g and xhat times noise.
 
-    g = dz * (1 + gamma) and 1 + gamma is constant along a row, so sums over the batch follow from dtable; per sample
-    they take a pass of their own. `order`, `offsets` are the pixels sorted by index and the start of each row, None to
-    sort here.
+    g = dz * (1 + gamma) and 1 + gamma is constant along a row, so sums over the batch follow from dtable; per sample,
+    or with noise, they take a pass of their own. `order`, `offsets` are the pixels sorted by index and the start of
+    each row, None to sort here.
     """
     outputs, children = (1 if dy2 is None else 2), (4 if upsample else 1)
     rows, channels = table.size(0), x.size(1)
@@ -230,32 +269,36 @@ def modulate_table_sums(
     dense = dy.contiguous(memory_format=last), dy if dy2 is None else dy2.contiguous(memory_format=last)
     block_c = min(triton.next_power_of_2(channels), 64)
     _dtable[(programs * triton.cdiv(channels, block_c),)](
-        *dense, x.contiguous(memory_format=last), table, order, offsets, mean, rstd, dtable, partials,
+        *dense, x.contiguous(memory_format=last), table, noise, strength, order, offsets, mean, rstd, dtable, partials,
         slope, slope2 or 0.0, group_stride(mean), rows, x.size(3), patches[0].numel(), channels,
-        PAIR=outputs == 2, CHILDREN=children, SEGMENT=SEGMENT, BLOCK_M=8, BLOCK_C=block_c, num_warps=2,
+        PAIR=outputs == 2, CHILDREN=children, NOISE=noise is not None, SEGMENT=SEGMENT, BLOCK_M=8, BLOCK_C=block_c,
+        num_warps=2,
     )  # fmt: skip
     add_partials(partials, offsets, dtable)
-    if mean.size(0) == 1:
+    if mean.size(0) == 1 and noise is None:
         scale = 1 + table.view(rows, outputs, 2, channels)[:, :, :1]
         sums.copy_((scale * dtable.view(rows, outputs, 2, channels)).sum((0, 1)).flip(0)[:, None])
         return
     t, layout = _tiling(x, dy, mean, chunked=True)
     parts = t.samples * t.chunks
-    partials = sums.new_empty((2, parts, channels))
+    partials = sums.new_empty((sums.size(0), parts, channels))
     _sums[t.grid](
-        dy, dy2, x, table, patches, mean, rstd, partials, slope, slope2 or 0.0, group_stride(mean), *layout,
-        t.iterations, parts, *t.sizes, PAIR=outputs == 2, CHILDREN=children, **t.blocks,
+        dy, dy2, x, table, patches, noise, strength, mean, rstd, partials, slope, slope2 or 0.0, group_stride(mean),
+        *layout, t.iterations, parts, *t.sizes,
+        PAIR=outputs == 2, CHILDREN=children, NOISE=noise is not None, **t.blocks,
     )  # fmt: skip
-    torch.sum(partials.view(2, mean.size(0), -1, channels), 2, out=sums)
+    torch.sum(partials.view(sums.size(0), mean.size(0), -1, channels), 2, out=sums)
 
 
 @on_device
 def modulate_table_dx(
     dy: Tensor, dy2: Tensor | None, x: Tensor, table: Tensor, patches: Tensor, mean: Tensor, rstd: Tensor,
-    means: Tensor, slope: float, slope2: float | None, upsample: bool, dx: Tensor,
+    means: Tensor, slope: float, slope2: float | None, upsample: bool, dx: Tensor, noise: Tensor | None = None,
+    strength: Tensor | None = None,
 ) -> None:  # fmt: skip
     t, layout = _tiling(x, dy, mean)
     _dx[t.grid](
-        dy, dy2, x, table, patches, mean, rstd, means, dx, slope, slope2 or 0.0, group_stride(mean), mean.size(0),
-        *layout, *t.sizes, PAIR=dy2 is not None, CHILDREN=4 if upsample else 1, **t.blocks,
+        dy, dy2, x, table, patches, noise, strength, mean, rstd, means, dx, slope, slope2 or 0.0, group_stride(mean),
+        mean.size(0), *layout, *t.sizes,
+        PAIR=dy2 is not None, CHILDREN=4 if upsample else 1, NOISE=noise is not None, **t.blocks,
     )  # fmt: skip

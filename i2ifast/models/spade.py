@@ -174,13 +174,13 @@ class SPADEGenerator(nn.Module):
 class NLayerDiscriminator(nn.Module):
     """Patch discriminator of a label map and images -> the outputs of all its layers, the logits last."""
 
-    def __init__(self, label_nc: int, ndf: int, n_layers: int) -> None:
+    def __init__(self, label_nc: int, ndf: int, n_layers: int, last_stride: int = 1) -> None:
         super().__init__()
         self.label_nc = label_nc
         self.model0 = nn.Sequential(nn.Conv2d(label_nc + 3, ndf, 4, 2, 2), nn.LeakyReLU(0.2))
         for n in range(1, n_layers):
             fin, ndf = ndf, min(2 * ndf, 512)
-            conv = spectral_norm(nn.Conv2d(fin, ndf, 4, 1 if n == n_layers - 1 else 2, 2, bias=False))
+            conv = spectral_norm(nn.Conv2d(fin, ndf, 4, last_stride if n == n_layers - 1 else 2, 2, bias=False))
             self.add_module(f"model{n}", nn.Sequential(nn.Sequential(conv), InstanceNormAct(ndf, 0.2)))
         self.add_module(f"model{n_layers}", nn.Sequential(nn.Conv2d(ndf, 1, 4, 1, 2)))
 
@@ -208,10 +208,10 @@ class NLayerDiscriminator(nn.Module):
 class MultiscaleDiscriminator(nn.Module):
     """Patch discriminators of label map and images together, at full resolution, at half, ..."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, last_stride: int = 1) -> None:
         super().__init__()
         for i in range(config.num_D):
-            discriminator = NLayerDiscriminator(config.semantic_nc, config.ndf, config.n_layers_D)
+            discriminator = NLayerDiscriminator(config.semantic_nc, config.ndf, config.n_layers_D, last_stride)
             self.add_module(f"discriminator_{i}", discriminator)
 
     def forward(self, seg: Semantics, images: Tensor) -> Features:
@@ -257,14 +257,12 @@ class System(_system.System):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.nets["G"] = SPADEGenerator(config)
-        self.nets["D"] = MultiscaleDiscriminator(config)
-        if config.use_vae:
-            self.nets["E"] = ConvEncoder(config)
+        self.add_nets()
         if config.lambda_vgg and config.vgg_weights:
             self.fixed["VGG"] = VGG19(config.vgg_weights)
         elif config.lambda_vgg:
-            logging.getLogger(__name__).warning("spade: vgg_weights names no file, so there is no perceptual term")
+            name = type(self).__module__.rpartition(".")[2]
+            logging.getLogger(__name__).warning(f"{name}: vgg_weights names no file, so there is no perceptual term")
         self.gan = GAN_LOSSES[config.gan_mode]
         betas, rate = (config.beta1, config.beta2), 2 if config.ttur else 1
         generator = tuple(name for name in self.nets if name != "D")
@@ -272,6 +270,12 @@ class System(_system.System):
             Phase("G", generator, self.generator_loss, Adam(config.lr / rate, betas), every=config.D_steps_per_G),
             Phase("D", ("D",), self.discriminator_loss, Adam(config.lr * rate, betas)),
         ]
+
+    def add_nets(self) -> None:
+        self.nets["G"] = SPADEGenerator(self.config)
+        self.nets["D"] = MultiscaleDiscriminator(self.config)
+        if self.config.use_vae:
+            self.nets["E"] = ConvEncoder(self.config)
 
     def init_weights(self) -> None:
         """Xavier normal with gain 0.02; biases zero."""
@@ -320,12 +324,16 @@ class System(_system.System):
         """The GAN loss of the logits, averaged over scales."""
         return torch.stack([self.gan(scale[-1], real, generator) for scale in outputs]).mean()
 
-    def generator_loss(self, batch: Batch) -> dict[str, Tensor]:
+    def generate(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Fake images, and the loss terms of how they came about."""
         terms, z = {}, None
         if self.config.use_vae:
             z, mu, logvar = self.encode(batch["image"])
             terms["KLD"] = self.config.lambda_kld * kl_divergence(mu, logvar)
-        fake = self.nets["G"](batch["semantics"], z)
+        return self.nets["G"](batch["semantics"], z), terms
+
+    def generator_loss(self, batch: Batch) -> dict[str, Tensor]:
+        fake, terms = self.generate(batch)
         on_fake, on_real = self.discriminate(batch, fake)
         terms["GAN"] = self.adversarial(on_fake, real=True, generator=True)
         if self.config.lambda_feat:
@@ -336,8 +344,7 @@ class System(_system.System):
 
     def discriminator_loss(self, batch: Batch) -> dict[str, Tensor]:
         with torch.no_grad():  # a second fake, by the generator just updated
-            z = self.encode(batch["image"])[0] if self.config.use_vae else None
-            fake = self.nets["G"](batch["semantics"], z)
+            fake, _ = self.generate(batch)
         on_fake, on_real = self.discriminate(batch, fake)
         return {"D_Fake": self.adversarial(on_fake, real=False), "D_real": self.adversarial(on_real, real=True)}
 

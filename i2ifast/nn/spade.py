@@ -58,18 +58,28 @@ class Modulator:
             return conv3x3(hidden, self.weight, self.bias)
         return F.conv2d(hidden, self.weight, self.bias, padding=self.padding)
 
-    def __call__(self, seg: Tensor | LabelPlan, size: tuple[int, int]) -> Table | Tensor:
-        """For seg resized to `size` by nearest: a table, or a dense map [N, 2C, H, W] where that is cheaper."""
+    def __call__(
+        self, seg: Tensor | LabelPlan, size: tuple[int, int], more: Tensor | None = None
+    ) -> Table | Tensor:
+        """For seg resized to `size` by nearest: a table, or a dense map [N, 2C, H, W] where that is cheaper.
+
+        `more` is added: rows [D, 2C], one for each distinct window of the plan of seg; a map where seg has none.
+        """
         plan = plan_of(seg)
         if plan is None:
             hidden = F.conv2d(resized(seg, size), self.shared.weight, self.shared.bias, padding=self.shared.padding)
-            return self.dense(F.relu(hidden))
+            dense = self.dense(F.relu(hidden))
+            return dense if more is None else dense + more
         level = plan.level(size, self.kernel)
         rows = self.first(plan.values.to(self.weight.dtype)).view(-1, self.shared.out_channels)
         hidden = F.relu(sum_windows(rows, level.hidden) + self.shared.bias)
         if not table_pays(level):
-            return self.dense(expand(hidden, level.hidden))
-        rows = sum_windows(self.second(hidden).view(-1, self.bias.numel()), level.table)
+            dense = self.dense(expand(hidden, level.hidden))
+            return dense if more is None else dense + expand(more, level.hidden)
+        taps = self.second(hidden).view(-1, self.kernel**2, self.bias.numel())
+        if more is not None:
+            taps[:, self.kernel**2 // 2] += more  # each window of the table has one centre
+        rows = sum_windows(taps.flatten(0, 1), level.table)
         return Table(rows, level.table.patches, level.table.segments if rows.is_cuda else None)
 
 

@@ -45,13 +45,13 @@ def blocky(generator: torch.Generator, n: int, h: int, w: int, count: int, cell:
 
 def statistics_of(x: Tensor, kind: str) -> ops.Statistics:
     if kind == "instance":
-        return ops.instancestatistics_of(x)
+        return ops.instance_statistics(x)
     if kind == "batch":
-        return ops.batchstatistics_of(x)[0]
+        return ops.batch_statistics(x)[0]
     if kind == "fixed":
-        channel = torch.arange(x.size(1), dtype=torch.float32, device=x.device).to(ops.nostatistics_of(x).mean.dtype)
-        return ops.fixedstatistics_of(channel.sin(), 1 + channel.cos() ** 2)
-    return ops.nostatistics_of(x)
+        channel = torch.arange(x.size(1), dtype=torch.float32, device=x.device).to(ops.no_statistics(x).mean.dtype)
+        return ops.fixed_statistics(channel.sin(), 1 + channel.cos() ** 2)
+    return ops.no_statistics(x)
 
 
 def plain_norm(x: Tensor, kind: str) -> Tensor:
