@@ -63,7 +63,7 @@ def prepare(system: System, batch: Batch, dense: bool) -> Batch:
     batch = system.prepare(batch)
     if dense:
         batch["semantics"] = batch["semantics"].dense().clone().requires_grad_()
-    return batch
+    return {**batch, "image": batch["image"].clone().requires_grad_()}
 
 
 @contextmanager
@@ -113,6 +113,7 @@ def run_phases(system: System, case: Case, dense: bool) -> dict[str, Tensor]:
             found |= {f"out.{mode}.{name}": value for name, value in outputs.items()}
             for name in phase.nets:
                 found |= {f"grad.{mode}.{name}.{key}": p.grad for key, p in system.nets[name].named_parameters()}
+            found.setdefault(f"grad.{mode}.in.real", batch["image"].grad)
             if first:
                 for name, net in system.nets.items():
                     found |= {f"post.{mode}.{name}.{key}": buffer.clone() for key, buffer in net.named_buffers()}
@@ -155,7 +156,7 @@ class Training:
 
     def gradients_now(self, phase: Phase) -> dict[str, Tensor]:
         named = ((name, key, p) for name in phase.nets for key, p in self.system.nets[name].named_parameters())
-        return {f"{name}.{key}": p.grad.clone() for name, key, p in named}
+        return {f"{name}.{key}": p.grad.clone() for name, key, p in named if p.grad is not None}
 
     def sensitivity(self, phase: Phase, batch: Batch) -> dict[str, float]:
         """How far gradients move when all weights move by rounding, 6e-8: further where a value lies on a kink.

@@ -160,6 +160,7 @@ class System(spade.System):
         """{"fake": [N,3,H,W]} of any size, in `styles` ([N, R, style_length], see `encode` and `mix`), else in those
         of `image`, else in none."""
         h, w = batch["label"].shape[-2:]
+        batch = self.prepare(batch)
         styles = batch.get("styles")
         if styles is None:
             shape = len(batch["label"]), self.config.semantic_nc, self.config.style_length
