@@ -18,17 +18,17 @@ def _noisy_table(kind: str, act, upsample=False) -> Case:
             "table": 0.5 * normal(g, 9, 2 * c),
             "patches": blocky(g, n, h, w, 9),
             "strength": normal(g, c),
-            "eighths": torch.randint(-16, 17, (n, h, w), generator=g, dtype=torch.int32),  # noise has no gradient
+            "sixteenths": torch.randint(-16, 17, (n, h, w), generator=g, dtype=torch.int32),  # noise has no gradient
         }
 
-    def ours(x, table, patches, strength, eighths):
-        noise = {"noise": eighths.to(x.dtype) / 8, "strength": strength}
+    def ours(x, table, patches, strength, sixteenths):
+        noise = {"noise": sixteenths.to(x.dtype) / 16, "strength": strength}
         statistics = ops.batch_statistics(x, **noise)[0] if kind == "batch" else statistics_of(x, kind)
         return ops.modulate_table(x, table, patches, statistics, act, upsample=upsample, **noise)
 
-    def plain(x, table, patches, strength, eighths):
+    def plain(x, table, patches, strength, sixteenths):
         x = x.repeat_interleave(2, 2).repeat_interleave(2, 3) if upsample else x
-        x = x + (eighths.to(x.dtype) / 8)[:, None] * strength[:, None, None]
+        x = x + (sixteenths.to(x.dtype) / 16)[:, None] * strength[:, None, None]
         gamma, beta = F.embedding(patches.long(), table).permute(0, 3, 1, 2).chunk(2, 1)
         return plain_act(plain_norm(x, kind) * (1 + gamma) + beta, act)
 
