@@ -8,26 +8,32 @@ namespace {
 
 constexpr int64_t kRun = 128;  // pixels summed in float32 before they go into the float64 row
 
-// A row of x + strength * noise. Rounded like the values that its statistics are of: exact where few values share one.
+constexpr float kZeros[kBlock] = {};
+
+// A row of x - mean + strength * noise, which takes the place of x with means of 0. In this order noise is not rounded to the digits of a
+// large mean.
 template <class T>
-inline const float* noisy(const T* __restrict x, const float* __restrict strength, float noise, int64_t n, float* __restrict scratch) {
-  for (int64_t c = 0; c < n; ++c) scratch[c] = load(x[c]) + strength[c] * noise;
+inline const float* centred(const ModulateTable& p, const T* __restrict x, const float* __restrict mean, int64_t c0, int64_t n, float noise,
+                            float* __restrict scratch) {
+  const float* strength = p.strength + c0;
+  for (int64_t c = 0; c < n; ++c) scratch[c] = load(x[c]) - mean[c] + strength[c] * noise;
   return scratch;
 }
 
-// As row_accumulate, and adds dz * noise and xhat * noise to two more rows.
+// As row_accumulate, and adds xhat, dz * noise and xhat * noise to three more rows.
 template <class T>
-inline void row_accumulate_noise(const T* __restrict dy, const float* __restrict x, const float* __restrict mean, const float* __restrict rstd,
+inline void row_accumulate_noise(const T* __restrict dy, const float* __restrict x, const float* __restrict rstd,
                                  const float* __restrict gamma, const float* __restrict beta, float (*__restrict sums)[kBlock], int64_t n,
                                  float slope, float noise) {
   for (int64_t c = 0; c < n; ++c) {
-    float xhat = (x[c] - mean[c]) * rstd[c];
+    float xhat = x[c] * rstd[c];
     float z = xhat * (1 + gamma[c]) + beta[c];
     float dz = z > 0 ? load(dy[c]) : load(dy[c]) * slope;
     sums[0][c] += dz * xhat;
     sums[1][c] += dz;
-    sums[2][c] += dz * noise;
-    sums[3][c] += xhat * noise;
+    sums[2][c] += xhat;
+    sums[3][c] += dz * noise;
+    sums[4][c] += xhat * noise;
   }
 }
 
@@ -49,7 +55,7 @@ void forward(const ModulateTable& p, int64_t begin, int64_t end) {
       }
       for (int64_t c = 0; c < p.c; c += kBlock) {
         int64_t n = p.c - c < kBlock ? p.c - c : kBlock;
-        row_forward<1>(noisy(x + i / scale * p.c + c, p.strength + c, p.noise[r * width + i], n, scratch), mean + c, rstd + c, table + c,
+        row_forward<1>(centred(p, x + i / scale * p.c + c, mean + c, c, n, p.noise[r * width + i], scratch), kZeros, rstd + c, table + c,
                        table + p.c + c, static_cast<T*>(p.y[0]) + (r * width + i) * p.c + c, n, p.slope[0]);
       }
     }
@@ -62,12 +68,12 @@ template <class T>
 void sums(const ModulateTable& p, int64_t c0, int64_t n) {
   int64_t scale = p.upsample ? 2 : 1, width = p.w * scale, height = p.h * scale, row = 2 * p.c * p.outputs;
   int64_t groups = p.per_sample ? p.n : 1;
-  float accumulated[4][kBlock], scratch[kBlock];
+  float accumulated[5][kBlock], scratch[kBlock];
   for (int64_t sample = 0; sample < p.n; ++sample) {
     int64_t group = p.per_sample ? sample : 0;
     const float *mean = p.mean + group * p.c + c0, *rstd = p.rstd + group * p.c + c0;
-    double *sum_g = p.sums + group * p.c + c0, *sum_gx = sum_g + groups * p.c, *sum_gn = sum_gx + groups * p.c,
-           *sum_xn = sum_gn + groups * p.c;
+    auto sum_of = [&](int64_t what) { return p.sums + (what * groups + group) * p.c + c0; };
+    double *sum_g = sum_of(0), *sum_gx = sum_of(1);
     for (int64_t y = 0; y < height; ++y) {
       const int32_t* patches = p.patches + (sample * height + y) * width;
       const T* x = static_cast<const T*>(p.x) + (sample * p.h + y / scale) * p.w * p.c + c0;
@@ -83,8 +89,7 @@ void sums(const ModulateTable& p, int64_t c0, int64_t n) {
             const T *dy_j = dy + j * p.c, *x_j = x + j / scale * p.c;
             float noise = p.noise ? p.noise[(sample * height + y) * width + j] : 0;
             if (p.noise)
-              row_accumulate_noise(dy_j, noisy(x_j, p.strength + c0, noise, n, scratch), mean, rstd, gamma, beta, accumulated, n,
-                                   p.slope[0], noise);
+              row_accumulate_noise(dy_j, centred(p, x_j, mean, c0, n, noise, scratch), rstd, gamma, beta, accumulated, n, p.slope[0], noise);
             else
               row_accumulate<1>(dy_j, x_j, mean, rstd, gamma, beta, dgamma, dbeta, n, p.slope[k]);
           }
@@ -97,8 +102,9 @@ void sums(const ModulateTable& p, int64_t c0, int64_t n) {
           }
           if (p.noise)
             for (int64_t c = 0; c < n; ++c) {
-              sum_gn[c] += (1 + gamma[c]) * accumulated[2][c];
-              sum_xn[c] += accumulated[3][c];
+              sum_of(2)[c] += accumulated[2][c];
+              sum_of(3)[c] += (1 + gamma[c]) * accumulated[3][c];
+              sum_of(4)[c] += accumulated[4][c];
             }
         }
       }
@@ -125,7 +131,7 @@ void dx(const ModulateTable& p, int64_t begin, int64_t end) {
           const float* table = p.table + p.patches[at] * row + c;
           if (p.noise) {
             noise += p.noise[at];
-            row_gradient<1>(static_cast<const T*>(p.dy[0]) + at * p.c + c, noisy(x + c, p.strength + c, p.noise[at], n, scratch), mean + c,
+            row_gradient<1>(static_cast<const T*>(p.dy[0]) + at * p.c + c, centred(p, x + c, mean + c, c, n, p.noise[at], scratch), kZeros,
                             rstd + c, table, table + p.c, g, n, p.slope[0]);
             continue;
           }
@@ -135,7 +141,7 @@ void dx(const ModulateTable& p, int64_t begin, int64_t end) {
         }
         T* out = static_cast<T*>(p.dx) + (r * p.w + i) * p.c + c;
         if (p.noise)
-          row_dx(g, noisy(x + c, p.strength + c, noise / (scale * scale), n, scratch), mean + c, rstd + c, mean_g + c, mean_gx + c, out, n);
+          row_dx(g, centred(p, x + c, mean + c, c, n, noise / (scale * scale), scratch), kZeros, rstd + c, mean_g + c, mean_gx + c, out, n);
         else
           row_dx(g, x + c, mean + c, rstd + c, mean_g + c, mean_gx + c, out, n);
       }

@@ -17,7 +17,7 @@ struct ModulateTable {
   const void* dy[2];
   void* y[2];
   double* dtable;      // [D, 2CK]
-  double* sums;        // [2, G, C]: of g and g * xhat; with noise [4, G, C]: also of g * noise and xhat * noise
+  double* sums;        // [2, G, C]: of g and g * xhat; with noise [5, G, C]: also of xhat, g * noise and xhat * noise
   const float* means;  // sums over their counts
   void* dx;
 };

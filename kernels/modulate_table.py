@@ -92,7 +92,7 @@ def _apply(
         at = n * hw * CHILDREN * channels + q[:, None] * stride_p + c[None, :] * stride_yc
         if NOISE:
             one = _noise(noise, n * hw * CHILDREN + q, p_ok)
-            xhat = (value + one * row(strength, 0, c, channels) - mu) * scale
+            xhat = (value - mu + one * row(strength, 0, c, channels)) * scale
         _, z = _modulated(xhat, rows, c, ok, channels)
         store(y, at, activate(z, slope), ok)
         if PAIR:
@@ -124,10 +124,10 @@ def _dx(
         if NOISE:
             one = _noise(noise, n * hw * CHILDREN + q, p_ok)
             noises += one
-            xhat = (value + one * by - mu) * scale
+            xhat = (value - mu + one * by) * scale
         g += _gradient(dy, dy2, xhat, at, rows, c, ok, slope, slope2, channels, PAIR)
     if NOISE:
-        xhat = (value + noises / CHILDREN * by - mu) * scale
+        xhat = (value - mu + noises / CHILDREN * by) * scale
     mean_g = row(means, n * stride_g, c, channels)
     mean_gx = row(means + groups * channels, n * stride_g, c, channels)
     store(dx, x_at, scale * (g - mean_g - xhat * mean_gx), ok)
@@ -145,6 +145,7 @@ def _sums(
     sum_gx = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     if NOISE:
         by = row(strength, 0, c, channels)
+        sum_x = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
         sum_gn = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
         sum_xn = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     for _ in range(iterations):
@@ -158,11 +159,12 @@ def _sums(
             at = n * hw * CHILDREN * channels + q[:, None] * stride_p + c[None, :] * stride_yc
             if NOISE:
                 one = _noise(noise, n * hw * CHILDREN + q, p_ok)
-                xhat = (value + one * by - mu) * scale
+                xhat = (value - mu + one * by) * scale
             g = _gradient(dy, dy2, xhat, at, rows, c, ok, slope, slope2, channels, PAIR)
             sum_g += g
             sum_gx += g * xhat
             if NOISE:
+                sum_x += tl.where(ok, xhat, 0.0)
                 sum_gn += g * one
                 sum_xn += xhat * one
         p += BLOCK_P
@@ -170,8 +172,9 @@ def _sums(
     tl.store(out, tl.sum(sum_g, 0), mask=c < channels)
     tl.store(out + parts * channels, tl.sum(sum_gx, 0), mask=c < channels)
     if NOISE:
-        tl.store(out + 2 * parts * channels, tl.sum(sum_gn, 0), mask=c < channels)
-        tl.store(out + 3 * parts * channels, tl.sum(sum_xn, 0), mask=c < channels)
+        tl.store(out + 2 * parts * channels, tl.sum(sum_x, 0), mask=c < channels)
+        tl.store(out + 3 * parts * channels, tl.sum(sum_gn, 0), mask=c < channels)
+        tl.store(out + 4 * parts * channels, tl.sum(sum_xn, 0), mask=c < channels)
 
 
 @triton.jit
@@ -205,10 +208,10 @@ def _dtable(
         if CHILDREN == 4:  # rows of all samples follow each other, so the sample needs no part in this
             p = q // (2 * width) // 2 * width + q % (2 * width) // 2
         statistic = (q // y_pixels * stride_g)[:, None] + c[None, :]
-        value = load(x, p[:, None] * channels + c[None, :], ok)
+        xhat = load(x, p[:, None] * channels + c[None, :], ok) - load(mean, statistic, ok)
         if NOISE:
-            value += _noise(noise, q, m < last) * row(strength, 0, c, channels)
-        xhat = (value - load(mean, statistic, ok)) * load(rstd, statistic, ok)
+            xhat += _noise(noise, q, m < last) * row(strength, 0, c, channels)
+        xhat *= load(rstd, statistic, ok)
         at = q[:, None] * channels + c[None, :]
         dz = activation_gradient(load(dy, at, ok), xhat * scale + beta, slope)
         dgamma += dz * xhat
@@ -252,7 +255,7 @@ def modulate_table_sums(
     offsets: Tensor | None, mean: Tensor, rstd: Tensor, slope: float, slope2: float | None, upsample: bool,
     dtable: Tensor, sums: Tensor, noise: Tensor | None = None, strength: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """dtable like table, and sums [2, G, C] of g and g * xhat; with noise [4, G, C], also of g and xhat times noise.
+    """dtable like table, and sums [2, G, C] of g and g * xhat; with noise also of xhat, g * noise and xhat * noise.
 
     g = dz * (1 + gamma) and 1 + gamma is constant along a row, so sums over the batch follow from dtable; per sample,
     or with noise, they take a pass of their own. `order`, `offsets` are the pixels sorted by index and the start of

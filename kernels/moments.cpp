@@ -17,17 +17,18 @@ void rows(const Moments& p, int64_t begin, int64_t end) {
       double *mean = p.mean + piece * p.c + c0, *m2 = p.m2 + piece * p.c + c0;
       // The first value is taken off before summing, then the mean so found before summing again: neither a large mean nor a large
       // first value costs the sums their low bits.
-      auto value = [&](int64_t i, int64_t c) {
-        float v = load(x[i * p.c + c0 + c]);
-        return Noisy ? v + p.strength[c0 + c] * noise[i] : v;
+      const T* guess = x + c0;
+      auto difference = [&](int64_t i, int64_t c, float from) {
+        float d = load(x[i * p.c + c0 + c]) - from;
+        return Noisy ? d + p.strength[c0 + c] * noise[i] : d;
       };
       float sum[kBlock] = {}, rest[kBlock] = {}, squares[kBlock] = {};
       for (int64_t i = 0; i < count; ++i)
-        for (int64_t c = 0; c < n; ++c) sum[c] += value(i, c) - value(0, c);
-      for (int64_t c = 0; c < n; ++c) sum[c] = value(0, c) + sum[c] / count;
+        for (int64_t c = 0; c < n; ++c) sum[c] += difference(i, c, load(guess[c]));
+      for (int64_t c = 0; c < n; ++c) sum[c] = load(guess[c]) + sum[c] / count;
       for (int64_t i = 0; i < count; ++i)
         for (int64_t c = 0; c < n; ++c) {
-          float d = value(i, c) - sum[c];
+          float d = difference(i, c, sum[c]);
           rest[c] += d;
           squares[c] += d * d;
         }
@@ -40,16 +41,16 @@ void rows(const Moments& p, int64_t begin, int64_t end) {
 }
 
 // A run of a plane, at most kMomentsPixels * 32 values.
-template <class Value>
-void run(Value value, int64_t count, double* mean, double* m2) {
-  float guess = value(0), sums[kLanes] = {}, rest[kLanes] = {}, squares[kLanes] = {};
+template <class Difference>
+void run(float guess, Difference difference, int64_t count, double* mean, double* m2) {
+  float sums[kLanes] = {}, rest[kLanes] = {}, squares[kLanes] = {};
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes)
-    for (int64_t l = 0; l < kLanes; ++l) sums[l] += value(i + l) - guess;
-  for (; i < count; ++i) sums[i % kLanes] += value(i) - guess;
+    for (int64_t l = 0; l < kLanes; ++l) sums[l] += difference(i + l, guess);
+  for (; i < count; ++i) sums[i % kLanes] += difference(i, guess);
   float centre = static_cast<float>(guess + add_lanes(sums) / count);
   auto one = [&](int64_t at, int64_t lane) {
-    float d = value(at) - centre;
+    float d = difference(at, centre);
     rest[lane] += d;
     squares[lane] += d * d;
   };
@@ -71,9 +72,12 @@ void planes(const Moments& p, int64_t begin, int64_t end) {
     for (int64_t piece = 0; piece < p.pieces; ++piece) {
       int64_t first = piece * size, count = p.pixels - first < size ? p.pixels - first : size;
       int64_t at = (plane / p.c * p.pieces + piece) * p.c + plane % p.c;
-      auto value = [&](int64_t i) { return Noisy ? load(x[first + i]) + strength * noise[first + i] : load(x[first + i]); };
+      auto difference = [&](int64_t i, float from) {
+        float d = load(x[first + i]) - from;
+        return Noisy ? d + strength * noise[first + i] : d;
+      };
       if (count > 0)
-        run(value, count, p.mean + at, p.m2 + at);
+        run(load(x[first]), difference, count, p.mean + at, p.m2 + at);
       else
         p.mean[at] = p.m2[at] = 0;
     }

@@ -36,21 +36,24 @@ def _chunks(
     first = load(x, lanes, (p < hw)[:, None] & channel_ok)
     if NOISE:
         by_noise = row(strength, 0, c, channels)
-        first += load(noise, n * hw + p, p < hw)[:, None] * by_noise
+        first_noise = load(noise, n * hw + p, p < hw)
     sum_d = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     sum_d2 = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     for i in range(1, iterations):
         p_ok = p + i * BLOCK_P < hw
         ok = p_ok[:, None] & channel_ok
-        value = load(x, lanes + i * BLOCK_P * stride_p, ok)
+        d = load(x, lanes + i * BLOCK_P * stride_p, ok) - first
         if NOISE:
-            value += load(noise, n * hw + p + i * BLOCK_P, p_ok)[:, None] * by_noise
-        d = tl.where(ok, value - first, 0.0)
+            d += (load(noise, n * hw + p + i * BLOCK_P, p_ok) - first_noise)[:, None] * by_noise
+        d = tl.where(ok, d, 0.0)
         sum_d += d
         sum_d2 += d * d
     origin = load(x, n * origin_stride + c * stride_c, c < channels)[None, :]
     lane_mean = sum_d / tl.maximum(count, 1.0)
-    mean, low, m2 = _merge(count, tl.where(count > 0, first - origin, 0.0), lane_mean, sum_d2 - sum_d * lane_mean)
+    rough = tl.where(count > 0, first - origin, 0.0)
+    if NOISE:
+        rough += tl.where(count > 0, first_noise[:, None] * by_noise, 0.0)
+    mean, low, m2 = _merge(count, rough, lane_mean, sum_d2 - sum_d * lane_mean)
     out = partials + part * channels + c
     tl.store(out, mean, mask=c < channels)
     tl.store(out + parts * channels, low, mask=c < channels)

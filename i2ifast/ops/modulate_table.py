@@ -35,17 +35,15 @@ def lookup(table: Tensor, patches: Tensor) -> Tensor:
     return table[patches.long()].permute(0, 3, 1, 2)
 
 
-def _noisy(x: Tensor, noise: Tensor, strength: Tensor, upsample: bool) -> Tensor:
-    x = x.to(noise.dtype)
-    return (m.repeat2(x) if upsample else x) + noise[:, None] * strength[:, None, None]
-
-
 def _normalised(x, noise, strength, mean, rstd, upsample) -> Tensor:
     """xhat at the size of y."""
     if noise is None:
         xhat = m.normalise(x, mean, rstd)
         return m.repeat2(xhat) if upsample else xhat
-    return m.normalise(_noisy(x, noise, strength, upsample), mean, rstd)
+    # Added to the difference, noise is not rounded to the digits of a large mean.
+    centred = x.to(mean.dtype) - m.spread(mean)
+    centred = m.repeat2(centred) if upsample else centred
+    return (centred + noise[:, None] * strength[:, None, None]) * m.spread(rstd)
 
 
 def reference_forward(
@@ -84,13 +82,14 @@ def _gradients(dys, x, table, patches, mean, rstd, slopes, upsample, noise, stre
 def reference_sums(
     dys, x, table, patches, mean, rstd, slopes, upsample, noise=None, strength=None
 ) -> tuple[Tensor, Tensor]:
-    """dtable [D, 2CK] and sums [2, G, C] of g and g * xhat; with noise [4, G, C], also of g * noise, xhat * noise."""
+    """dtable [D, 2CK] and sums [2, G, C] of g and g * xhat; with noise also of xhat, g * noise and xhat * noise."""
     xhat, g, dmaps = _gradients(dys, x, table, patches, mean, rstd, slopes, upsample, noise, strength)
     rows = torch.cat(dmaps, 1).permute(0, 2, 3, 1).flatten(0, 2)
     dtable = torch.zeros(table.shape, dtype=rows.dtype, device=x.device).index_add(0, patches.flatten().long(), rows)
     sums = m.statistics_sums(g, xhat, mean.size(0))
     if noise is not None:
-        sums += tuple(m.statistics_sums(t * noise[:, None], t, mean.size(0))[0] for t in (g, xhat))
+        maps = xhat, g * noise[:, None], xhat * noise[:, None]
+        sums += tuple(m.statistics_sums(t, xhat, mean.size(0))[0] for t in maps)
     return dtable.to(table.dtype), torch.stack(sums)
 
 
@@ -105,8 +104,10 @@ def _dstrength(sums: Tensor, means: Tensor, rstd: Tensor, noise: Tensor, upsampl
     """Sum of noise * d(x + strength * noise), the second factor being rstd * (g - mean(g) - xhat * mean(g * xhat))."""
     of_noise = noise.flatten(1).sum(1, keepdim=True)  # [N, 1]
     of_noise = of_noise if rstd.size(0) > 1 else of_noise.sum(0, keepdim=True)
-    means = means / 4 if upsample else means  # over the pixels of y
-    return (rstd * (sums[2] - means[0] * of_noise - means[1] * sums[3])).sum(0)
+    of_g, of_gx, of_x = means / 4 if upsample else means  # over the pixels of y
+    # Rounding of the mean lets xhat have one, which the sum over all pixels would make count.
+    of_gx = of_gx - of_g * of_x
+    return (rstd * (sums[3] - of_g * of_noise - of_gx * (sums[4] - of_x * of_noise))).sum(0)
 
 
 def _output(x: Tensor, upsample: bool, layout: torch.memory_format) -> Tensor:
@@ -159,7 +160,7 @@ def _backward(
     if backend == "reference" or x.numel() == 0:
         dys, slopes = [dy] if dy2 is None else [dy, dy2], (slope, slope2)
         dtable, sums = reference_sums(dys, x, table, patches, mean, rstd, slopes, upsample, *noisy)
-        means = m.mean_of_sums(sums[:2], x, of_x, group)
+        means = m.mean_of_sums(sums[:3], x, of_x, group)
         dx = reference_dx(dys, x, table, patches, mean, rstd, means, slopes, upsample, *noisy)
         dstrength = rstd.new_empty(0) if noise is None else _dstrength(sums, means, rstd, noise, upsample)
         return dx.contiguous(memory_format=layout), dtable, dstrength
@@ -167,12 +168,12 @@ def _backward(
     x, table, dy = x.contiguous(memory_format=working), table.contiguous(), dy.contiguous(memory_format=working)
     dy2 = None if dy2 is None else dy2.contiguous(memory_format=working)
     dtable = torch.empty_like(table)
-    sums = table.new_empty((2 if noise is None else 4, *mean.shape), dtype=accumulation_dtype(x))
+    sums = table.new_empty((2 if noise is None else 5, *mean.shape), dtype=accumulation_dtype(x))
     segments = () if backend == "cpu" else (order, offsets)
     _backend.kernel(backend, "modulate_table", "modulate_table_sums")(
         dy, dy2, x, table, patches, *segments, mean, rstd, slope, slope2, upsample, dtable, sums, *noisy
     )
-    means = m.mean_of_sums(sums[:2], x, of_x, group)
+    means = m.mean_of_sums(sums[:3], x, of_x, group)
     dx = torch.empty_like(x)
     _backend.kernel(backend, "modulate_table", "modulate_table_dx")(
         dy, dy2, x, table, patches, mean, rstd, means, slope, slope2, upsample, dx, *noisy
@@ -192,7 +193,10 @@ def _gradient(
     m.refuse_group(group)
     leaves = [t if t is None or t.requires_grad else t.detach().requires_grad_() for t in (x, table, strength)]
     x, table, strength = leaves
-    mean, rstd = m.attach(x if noise is None else _noisy(x, noise, strength, upsample), mean, rstd, of_x)
+    normalised = x
+    if noise is not None:
+        normalised = (m.repeat2(x) if upsample else x) + noise[:, None] * strength[:, None, None]
+    mean, rstd = m.attach(normalised, mean, rstd, of_x)
     y, y2 = reference_forward(x, table, patches, mean, rstd, slope, slope2, upsample, noise, strength)
     pairs = [(y, dy.to(y.dtype))] if dy2 is None else [(y, dy.to(y.dtype)), (y2, dy2.to(y.dtype))]
     wanted = leaves[: 2 if noise is None else 3]

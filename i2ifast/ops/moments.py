@@ -126,7 +126,9 @@ def _noisy_moments(x: Tensor, noise: Tensor, strength: Tensor) -> tuple[Tensor, 
         within = (noise - plane.repeat_interleave(2, 1).repeat_interleave(2, 2)).square().mean() * strength**2
     backend = _backend.choose("moments", "moments", x)
     if backend == "reference":
-        mean, var = reference_forward(x.to(mean.dtype) + strength[:, None, None] * plane[:, None], False)
+        centre, _ = reference_forward(x, False)
+        mean, var = reference_forward(x - centre[..., None, None] + strength[:, None, None] * plane[:, None], False)
+        mean = mean + centre
     else:
         x = x.contiguous(memory_format=memory_format(x))
         _backend.kernel(backend, "moments", "moments")(x, False, mean, var, plane.contiguous(), strength.contiguous())
