@@ -26,7 +26,8 @@ ModulateTable params(const Tensor& x, const Tensor& table, const Tensor& patches
   p.table = floats(table, "table"), p.mean = floats(mean, "mean"), p.rstd = floats(rstd, "rstd");
   p.patches = static_cast<const int32_t*>(patches.data_ptr());
   if (noise) {
-    STD_TORCH_CHECK(strength && !slope2 && noise->numel() == patches.numel() && strength->numel() == p.c, "noise: expected [N, H, W] and one y");
+    STD_TORCH_CHECK(strength && !slope2 && noise->numel() == patches.numel() && strength->numel() == p.c,
+                    "noise: expected [N, H, W] and one y");
     p.noise = floats(*noise, "noise"), p.strength = floats(*strength, "strength");
   }
   return p;

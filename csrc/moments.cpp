@@ -6,9 +6,11 @@ namespace i2ifast {
 
 void moments(const Tensor& x, bool per_sample, const Tensor& mean, const Tensor& var, const std::optional<Tensor>& noise,
              const std::optional<Tensor>& strength) {
-  Moments p{x.data_ptr(), dtype_of(x), channels_last(x), x.size(0), x.size(1), x.size(2) * x.size(3), 0, nullptr, nullptr, nullptr, nullptr};
+  Moments p{x.data_ptr(), dtype_of(x), channels_last(x), x.size(0), x.size(1), x.size(2) * x.size(3), 0,
+            nullptr,      nullptr,     nullptr,          nullptr};
   if (noise) {
-    STD_TORCH_CHECK(strength && noise->numel() == p.n * p.pixels && strength->numel() == p.c, "noise: expected [N, H, W] and its strength [C]");
+    STD_TORCH_CHECK(strength && noise->numel() == p.n * p.pixels && strength->numel() == p.c,
+                    "noise: expected [N, H, W] and its strength [C]");
     p.noise = floats(*noise, "noise"), p.strength = floats(*strength, "strength");
   }
   // Short pieces summed in float32, merged in float64: as exact for 2^24 values as for 2^7.

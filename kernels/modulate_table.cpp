@@ -89,7 +89,8 @@ void sums(const ModulateTable& p, int64_t c0, int64_t n) {
             const T *dy_j = dy + j * p.c, *x_j = x + j / scale * p.c;
             float noise = p.noise ? p.noise[(sample * height + y) * width + j] : 0;
             if (p.noise)
-              row_accumulate_noise(dy_j, centred(p, x_j, mean, c0, n, noise, scratch), rstd, gamma, beta, accumulated, n, p.slope[0], noise);
+              row_accumulate_noise(dy_j, centred(p, x_j, mean, c0, n, noise, scratch), rstd, gamma, beta, accumulated, n, p.slope[0],
+                                   noise);
             else
               row_accumulate<1>(dy_j, x_j, mean, rstd, gamma, beta, dgamma, dbeta, n, p.slope[k]);
           }

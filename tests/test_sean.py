@@ -167,7 +167,9 @@ def test_half_images(dtype: torch.dtype) -> None:
     x, styles = normal(2, 6, 24, 16), styles_of(2).float()
     y = layer.eval()(x.to(dtype), labels.plan(maps, CLASSES), styles, noise=Draws())
     assert y.dtype is dtype
-    torch.testing.assert_close(y.float(), layer(x, labels.plan(maps, CLASSES), styles, noise=Draws()), rtol=0.05, atol=0.1)
+    torch.testing.assert_close(
+        y.float(), layer(x, labels.plan(maps, CLASSES), styles, noise=Draws()), rtol=0.05, atol=0.1
+    )
 
 
 def test_refusals() -> None:

@@ -155,7 +155,9 @@ class ACE(nn.Module):
         shared, *convs = self.Spade.mlp_shared[0], self.Spade.mlp_gamma, self.Spade.mlp_beta
         if not self.use_rgb:
             return Modulator(shared, *convs, fixed), None
-        parts = [_Part(c.weight * (1 - a), c.bias * (1 - a), c.padding) for c, a in zip(convs, self.shares(), strict=True)]
+        parts = [
+            _Part(c.weight * (1 - a), c.bias * (1 - a), c.padding) for c, a in zip(convs, self.shares(), strict=True)
+        ]
         return Modulator(shared, *parts, fixed), StyleModulator(self, fixed)
 
     def bake(self) -> None:

@@ -58,9 +58,7 @@ class Modulator:
             return conv3x3(hidden, self.weight, self.bias)
         return F.conv2d(hidden, self.weight, self.bias, padding=self.padding)
 
-    def __call__(
-        self, seg: Tensor | LabelPlan, size: tuple[int, int], more: Tensor | None = None
-    ) -> Table | Tensor:
+    def __call__(self, seg: Tensor | LabelPlan, size: tuple[int, int], more: Tensor | None = None) -> Table | Tensor:
         """For seg resized to `size` by nearest: a table, or a dense map [N, 2C, H, W] where that is cheaper.
 
         `more` is added: rows [D, 2C], one for each distinct window of the plan of seg; a map where seg has none.

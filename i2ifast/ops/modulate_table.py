@@ -101,13 +101,16 @@ def reference_dx(dys, x, table, patches, mean, rstd, means, slopes, upsample, no
 
 
 def _dstrength(sums: Tensor, means: Tensor, rstd: Tensor, noise: Tensor, upsample: bool) -> Tensor:
-    """Sum of noise * d(x + strength * noise), the second factor being rstd * (g - mean(g) - xhat * mean(g * xhat))."""
-    of_noise = noise.flatten(1).sum(1, keepdim=True)  # [N, 1]
+    """Sum of noise * d(x + strength * noise), the second factor being rstd * (g - mean(g) - xhat * mean(g * xhat)).
+
+    It is a small difference of large sums: they come in float64.
+    """
+    of_noise = noise.double().flatten(1).sum(1, keepdim=True)  # [N, 1]
     of_noise = of_noise if rstd.size(0) > 1 else of_noise.sum(0, keepdim=True)
     of_g, of_gx, of_x = means / 4 if upsample else means  # over the pixels of y
     # Rounding of the mean lets xhat have one, which the sum over all pixels would make count.
     of_gx = of_gx - of_g * of_x
-    return (rstd * (sums[3] - of_g * of_noise - of_gx * (sums[4] - of_x * of_noise))).sum(0)
+    return (rstd * (sums[3] - of_g * of_noise - of_gx * (sums[4] - of_x * of_noise))).sum(0).to(rstd.dtype)
 
 
 def _output(x: Tensor, upsample: bool, layout: torch.memory_format) -> Tensor:
@@ -160,8 +163,9 @@ def _backward(
     if backend == "reference" or x.numel() == 0:
         dys, slopes = [dy] if dy2 is None else [dy, dy2], (slope, slope2)
         dtable, sums = reference_sums(dys, x, table, patches, mean, rstd, slopes, upsample, *noisy)
+        sums = sums if noise is None else sums.double()
         means = m.mean_of_sums(sums[:3], x, of_x, group)
-        dx = reference_dx(dys, x, table, patches, mean, rstd, means, slopes, upsample, *noisy)
+        dx = reference_dx(dys, x, table, patches, mean, rstd, means.to(rstd.dtype), slopes, upsample, *noisy)
         dstrength = rstd.new_empty(0) if noise is None else _dstrength(sums, means, rstd, noise, upsample)
         return dx.contiguous(memory_format=layout), dtable, dstrength
     working = _working_layout(backend, layout)
@@ -173,10 +177,11 @@ def _backward(
     _backend.kernel(backend, "modulate_table", "modulate_table_sums")(
         dy, dy2, x, table, patches, *segments, mean, rstd, slope, slope2, upsample, dtable, sums, *noisy
     )
+    sums = sums if noise is None else sums.double()
     means = m.mean_of_sums(sums[:3], x, of_x, group)
     dx = torch.empty_like(x)
     _backend.kernel(backend, "modulate_table", "modulate_table_dx")(
-        dy, dy2, x, table, patches, mean, rstd, means, slope, slope2, upsample, dx, *noisy
+        dy, dy2, x, table, patches, mean, rstd, means.to(rstd.dtype), slope, slope2, upsample, dx, *noisy
     )
     dstrength = rstd.new_empty(0) if noise is None else _dstrength(sums, means, rstd, noise, upsample)
     return dx.contiguous(memory_format=layout), dtable, dstrength

@@ -17,7 +17,7 @@ def _noisy_table(kind: str, act, upsample=False) -> Case:
             "x": normal(g, *shape),
             "table": 0.5 * normal(g, 9, 2 * c),
             "patches": blocky(g, n, h, w, 9),
-            "strength": normal(g, c),
+            "strength": 1 + 0.5 * normal(g, c).tanh(),  # near 0 it leaves the conditions of x
             "sixteenths": torch.randint(-16, 17, (n, h, w), generator=g, dtype=torch.int32),  # noise has no gradient
         }
 
