@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from plain import PlainSPADE, blocks, gradients, normal, one_hot
+from plain import blocks, gradients, normal, one_hot
 from torch import Tensor, nn
 
 from i2ifast import labels, models
