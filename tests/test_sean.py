@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from i2ifast import labels, models
 from i2ifast.models.sean import mix
 from i2ifast.nn import ACE, SEANResnetBlock, bake
-from i2ifast.nn.sean import region_means
+from i2ifast.nn.styles import region_means
 
 CLASSES, STYLE = 5, 12
 

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i2ifast.nn import InstanceNormAct, SEANResnetBlock
-from i2ifast.nn.sean import Noise, region_means, standard_normal
+from i2ifast.nn.sean import Noise, standard_normal
+from i2ifast.nn.styles import region_means
 from i2ifast.ops import conv3x3
 
 from . import spade

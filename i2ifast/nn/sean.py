@@ -4,16 +4,16 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..labels import LabelPlan, Level
-from ..ops import PackedLinear, linear, modulate, modulate_table
+from ..labels import LabelPlan
+from ..ops import modulate, modulate_table
 from ._norm import statistics_of
 from .conv import Conv2d
-from .label_conv import plan_of, resized, sum_windows
+from .label_conv import plan_of, resized
 from .spade import SPADE, Modulator, Table, upsampled
 from .spectral import spectral_norm
+from .styles import StyleModulator
 
 REGIONS = 19  # linear layers for the styles of regions that the original has, however many labels there are
 
@@ -24,80 +24,12 @@ def standard_normal(shape: Sequence[int], like: Tensor) -> Tensor:
     return torch.randn(*shape, device=like.device, dtype=like.dtype)
 
 
-def region_masks(seg: Tensor) -> Tensor:
-    """1 where a channel of seg [N, R, ...] is the last one that is not zero, else 0: of no channel where all are."""
-    present = seg.detach() != 0
-    later = present.flip(1).cumsum(1).flip(1)
-    return (present & (later == 1)).to(seg.dtype)
-
-
-def region_means(x: Tensor, seg: Tensor | LabelPlan) -> Tensor:
-    """Mean of x [N, C, H, W] over the pixels of every region: [N, R, C], zeros for regions without pixels.
-
-    Region r is where channel r of seg, resized to x by nearest, is not zero. One product with the masks of all regions.
-    """
-    size = (x.size(2), x.size(3))
-    seg = seg.dense(size) if isinstance(seg, LabelPlan) else resized(seg.detach(), size)
-    masks = (seg != 0).flatten(2).to(x.dtype)
-    return torch.bmm(masks, x.flatten(2).transpose(1, 2)) / masks.sum(2, keepdim=True).clamp(min=1)
-
-
 class _Part(NamedTuple):
     """A convolution times a number, as a Modulator reads it."""
 
     weight: Tensor
     bias: Tensor
     padding: tuple[int, int]
-
-
-class StyleModulator:
-    """(gamma, beta) = conv(relu(fc_r(style of r))), r the region at a pixel, for the layers that an ACE holds.
-
-    With `fixed`, for inference, weights are laid out once.
-    """
-
-    def __init__(self, ace: "ACE", fixed: bool = False) -> None:
-        self.fc = [getattr(ace, f"fc_mu{region}") for region in range(ace.regions)]
-        self.convs, self.shares = (ace.conv_gamma, ace.conv_beta), ace.shares()
-        self.border = ace.Spade.mlp_shared[0].padding[0] - 1  # taps that the windows of the labels have around 3x3
-        self.products = [self._product(conv, fixed) for conv in self.convs]
-        self.stacked: tuple[Tensor, Tensor] | None = None
-        if fixed:
-            self.stacked = torch.stack([fc.weight.t() for fc in self.fc]), torch.stack([fc.bias for fc in self.fc])
-
-    @staticmethod
-    def _product(conv: nn.Conv2d, fixed: bool) -> Callable[[Tensor], Tensor]:
-        # Outputs first, taps last: no copy of a channels_last weight, which is far larger than its few products.
-        matrix = conv.weight.permute(0, 2, 3, 1).reshape(-1, conv.in_channels)
-        return PackedLinear(matrix, None) if fixed else lambda x: linear(x, matrix)
-
-    def hidden(self, styles: Tensor) -> Tensor:
-        """relu(fc_r(styles[:, r])): [N, R, S]."""
-        if styles.size(1) != len(self.fc):
-            raise ValueError(f"styles of {styles.size(1)} regions, expected {len(self.fc)}")
-        if self.stacked is not None:
-            weight, bias = self.stacked
-            return F.relu(torch.baddbmm(bias[:, None], styles.transpose(0, 1), weight)).transpose(0, 1)
-        each = [fc(style) for fc, style in zip(self.fc, styles.unbind(1), strict=True)]
-        return F.relu(torch.stack(each, 1))
-
-    def rows(self, styles: Tensor, plan: LabelPlan, level: Level) -> Tensor:
-        """[D, 2C], for the distinct windows of labels (level.hidden) of a plan that keeps samples apart."""
-        conv = self.convs[0]
-        masks = region_masks(plan.values.to(styles.dtype)).view(len(styles), -1, len(self.fc))
-        symbols = torch.bmm(masks, self.hidden(styles)).flatten(0, 1).to(conv.weight.dtype)  # [N * symbols, S]
-        taps = [p(symbols).view(len(symbols), -1, 3, 3) * a for p, a in zip(self.products, self.shares, strict=True)]
-        taps = F.pad(torch.cat(taps, 1), [self.border] * 4).permute(0, 2, 3, 1).flatten(0, 2)
-        return sum_windows(taps, level.hidden) + torch.cat(
-            [conv.bias * a for conv, a in zip(self.convs, self.shares, strict=True)]
-        )
-
-    def map(self, styles: Tensor, seg: Tensor) -> Tensor:
-        """[N, 2C, H, W], for any seg [N, R, H, W]."""
-        masks = region_masks(seg).flatten(2).transpose(1, 2)
-        pixels = torch.bmm(masks.to(styles.dtype), self.hidden(styles))
-        pixels = pixels.transpose(1, 2).unflatten(2, seg.shape[2:])
-        return torch.cat([conv(pixels) * a for conv, a in zip(self.convs, self.shares, strict=True)], 1)
 
 
 class _Convolutions(SPADE):
@@ -147,18 +79,15 @@ class ACE(nn.Module):
         self.to(memory_format=torch.channels_last)
         self._baked: tuple[Modulator, StyleModulator | None] | None = None
 
-    def shares(self) -> tuple[Tensor, Tensor]:
-        """Those of the styles in gamma and in beta."""
-        return torch.sigmoid(self.blending_gamma), torch.sigmoid(self.blending_beta)
-
     def _modulators(self, fixed: bool = False) -> tuple[Modulator, StyleModulator | None]:
         shared, *convs = self.Spade.mlp_shared[0], self.Spade.mlp_gamma, self.Spade.mlp_beta
         if not self.use_rgb:
             return Modulator(shared, *convs, fixed), None
-        parts = [
-            _Part(c.weight * (1 - a), c.bias * (1 - a), c.padding) for c, a in zip(convs, self.shares(), strict=True)
-        ]
-        return Modulator(shared, *parts, fixed), StyleModulator(self, fixed)
+        shares = [torch.sigmoid(blending) for blending in (self.blending_gamma, self.blending_beta)]
+        parts = [_Part(c.weight * (1 - a), c.bias * (1 - a), c.padding) for c, a in zip(convs, shares, strict=True)]
+        fc = [self.get_submodule(f"fc_mu{region}") for region in range(self.regions)]
+        by_style = StyleModulator(fc, (self.conv_gamma, self.conv_beta), shares, shared.kernel_size[0], fixed)
+        return Modulator(shared, *parts, fixed), by_style
 
     def bake(self) -> None:
         """Lay the weights out once, for inference: later changes of the parameters have no effect."""
