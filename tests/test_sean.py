@@ -7,6 +7,7 @@ from plain import blocks, gradients, normal, one_hot
 from torch import Tensor, nn
 
 from i2ifast import labels, models
+from i2ifast.data.labels import collate
 from i2ifast.models.sean import mix
 from i2ifast.nn import ACE, SEANResnetBlock, bake
 from i2ifast.nn.styles import region_means
@@ -228,6 +229,22 @@ def test_translate_in_given_styles() -> None:
     torch.testing.assert_close(system.translate({"label": given["label"], "styles": styles})["fake"], expected)
     other = system.translate({**given, "styles": mix(styles, styles.flip(0), 1.0)})["fake"]
     assert not torch.allclose(other, expected)
+
+
+def test_a_baked_generator_translates_alike() -> None:
+    system = tiny()
+    given = batch(system, (50, 70))
+    expected = system.translate(given)["fake"]
+    system.nets["G"] = bake(system.nets["G"])
+    torch.testing.assert_close(system.translate(given)["fake"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_loader_workers_keep_samples_apart() -> None:
+    system = tiny()
+    items = [{"label": maps, "path": "map.png"} for maps in batch(system)["label"]]
+    plan = collate(items, system.config.num_classes, system.plan_sizes, per_sample=system.plan_per_sample)["plan"]
+    assert plan.separate and {size for size, _ in plan.levels} == set(system.plan_sizes)
+    assert system.prepare({"plan": plan})["semantics"] is plan
 
 
 def test_all_noise_is_the_systems() -> None:
