@@ -220,6 +220,23 @@ def batch(system: models.System, size: tuple[int, int] = (64, 64)) -> dict[str, 
     return {"label": maps, "image": normal(2, 3, *size).clamp(-1, 1)}
 
 
+@pytest.mark.parametrize("dense", [False, True])
+def test_autocast_trains(dense: bool) -> None:
+    system = tiny().train()
+    given = system.prepare(batch(system))
+    if dense:
+        given["semantics"] = given["semantics"].dense().clone().requires_grad_()
+    before = {key: value.clone() for key, value in system.state_dict().items()}
+    expected = system.phases[0].loss(given)
+    system.load_state_dict(before)
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = system.phases[0].loss(given)
+    sum(terms.values()).backward()
+    for name, term in terms.items():
+        torch.testing.assert_close(term, expected[name], rtol=0.1, atol=0.1)
+    assert all(p.grad.isfinite().all() for p in system.nets["G"].parameters() if p.grad is not None)
+
+
 def test_translate_in_given_styles() -> None:
     system = tiny()
     given = batch(system)

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i2ifast.nn import InstanceNormAct, SEANResnetBlock
+from i2ifast.nn.conv import Conv2d
 from i2ifast.nn.sean import Noise, standard_normal
 from i2ifast.nn.styles import region_means
-from i2ifast.ops import conv3x3
 
 from . import spade
 from ._system import Batch
@@ -55,11 +55,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 # fmt: on
 
 
-class ReflectConv2d(nn.Conv2d):
-    """3x3 convolution with reflection padding: what is inside of a zero-padded one over the padded map."""
+class ReflectConv2d(Conv2d):
+    """3x3 convolution with reflection padding: the inside of one with zero padding over the map so padded."""
+
+    def __init__(self, fin: int, fout: int) -> None:
+        super().__init__(fin, fout, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return conv3x3(F.pad(x, [1] * 4, mode="reflect"), self.weight, self.bias)[..., 1:-1, 1:-1]
+        return super().forward(F.pad(x, [1] * 4, mode="reflect"))[..., 1:-1, 1:-1]
 
 
 class Zencoder(nn.Module):
@@ -80,7 +83,7 @@ class Zencoder(nn.Module):
             *normed(nn.Conv2d(2 * nf, 4 * nf, 3, 2, 1), 4 * nf),
             *normed(nn.ConvTranspose2d(4 * nf, 8 * nf, 3, 2, 1, 1), 8 * nf),
             nn.Identity(),
-            ReflectConv2d(8 * nf, config.style_length, 3),
+            ReflectConv2d(8 * nf, config.style_length),
             nn.Tanh(),
         )
 
