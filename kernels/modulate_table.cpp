@@ -37,7 +37,7 @@ inline void row_accumulate_noise(const T* __restrict dy, const float* __restrict
   }
 }
 
-template <class T>
+template <class T, bool Noisy>
 void forward(const ModulateTable& p, int64_t begin, int64_t end) {
   int64_t scale = p.upsample ? 2 : 1, width = p.w * scale, height = p.h * scale, row = 2 * p.c * p.outputs;
   float scratch[kBlock];
@@ -47,7 +47,7 @@ void forward(const ModulateTable& p, int64_t begin, int64_t end) {
     const float *mean = p.mean + (p.per_sample ? sample * p.c : 0), *rstd = p.rstd + (p.per_sample ? sample * p.c : 0);
     for (int64_t i = 0; i < width; ++i) {
       const float* table = p.table + p.patches[r * width + i] * row;
-      if (!p.noise) {
+      if (!Noisy) {
         for (int k = 0; k < p.outputs; ++k)
           row_forward<1>(x + i / scale * p.c, mean, rstd, table + 2 * k * p.c, table + (2 * k + 1) * p.c,
                          static_cast<T*>(p.y[k]) + (r * width + i) * p.c, p.c, p.slope[k]);
@@ -153,7 +153,10 @@ void dx(const ModulateTable& p, int64_t begin, int64_t end) {
 }  // namespace
 
 void modulate_table_forward(const ModulateTable& p, int64_t begin, int64_t end) {
-  p.dtype == DType::f32 ? forward<float>(p, begin, end) : forward<bf16>(p, begin, end);
+  if (p.noise)
+    p.dtype == DType::f32 ? forward<float, true>(p, begin, end) : forward<bf16, true>(p, begin, end);
+  else
+    p.dtype == DType::f32 ? forward<float, false>(p, begin, end) : forward<bf16, false>(p, begin, end);
 }
 
 void modulate_table_sums(const ModulateTable& p, int64_t begin, int64_t end) {
