@@ -21,7 +21,7 @@ def both(function: Callable[..., Outputs], tensors: Tensors) -> Callable[[None],
     """Forward, and backward to every input of floating-point numbers and to the parameters of a module."""
     leaves = {k: t.detach().requires_grad_(t.is_floating_point()) for k, t in tensors.items()}
     wanted = [t for t in leaves.values() if t.requires_grad]
-    wanted += function.parameters() if isinstance(function, nn.Module) else []
+    wanted += [p for p in function.parameters() if p.requires_grad] if isinstance(function, nn.Module) else []
 
     def run(_: None) -> tuple[Tensor, ...]:
         outs = function(**leaves)

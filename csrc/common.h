@@ -45,8 +45,9 @@ inline void* output(const Tensor& t) {
   void* data = t.data_ptr();
 #if defined(__linux__)
   constexpr uintptr_t page = 4096, worthwhile = 4 << 20;
-  uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page, bytes = t.numel() * t.element_size();
-  if (bytes >= worthwhile) madvise(reinterpret_cast<void*>(begin), (bytes - page) / page * page, MADV_HUGEPAGE);
+  uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page, bytes = t.element_size();
+  for (int64_t dim = 0; dim < t.dim(); ++dim) bytes += (t.size(dim) - 1) * t.stride(dim) * t.element_size();
+  if (t.numel() > 0 && bytes >= worthwhile) madvise(reinterpret_cast<void*>(begin), (bytes - page) / page * page, MADV_HUGEPAGE);
 #endif
   return data;
 }

@@ -6,10 +6,12 @@ namespace i2ifast {
 
 namespace {
 
-Conv3x3 params(const Tensor& x, int64_t outputs) {
+Conv3x3 params(const Tensor& x, int64_t outputs, int64_t padding) {
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, "expected float32");
   Conv3x3 p{};
   p.n = x.size(0), p.h = x.size(2), p.w = x.size(3), p.c = x.size(1), p.outputs = outputs;
+  STD_TORCH_CHECK(padding >= 0 && padding <= 2, "expected padding 0 (zeros), 1 (replicate) or 2 (reflect)");
+  p.padding = static_cast<Padding>(padding);
   STD_TORCH_CHECK(p.c % 16 == 0 && outputs % kOutputs == 0, "expected multiples of 16 input and 64 output channels");
   p.x = static_cast<const float*>(x.data_ptr());
   return p;
@@ -32,8 +34,8 @@ void conv3x3_weight(const Tensor& weight, bool adjoint, const Tensor& u) {
   torch::stable::parallel_for(0, p.outputs * p.c / (16 * kOutputs), 1, [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
 }
 
-void conv3x3(const Tensor& x, const Tensor& u, const std::optional<Tensor>& bias, const Tensor& y) {
-  Conv3x3 p = params(x, y.size(1));
+void conv3x3(const Tensor& x, const Tensor& u, const std::optional<Tensor>& bias, int64_t padding, const Tensor& y) {
+  Conv3x3 p = params(x, y.size(1), padding);
   p.u = floats(u, "u"), p.bias = bias ? floats(*bias, "bias") : nullptr, p.y = static_cast<float*>(output(y));
   int64_t blocks = ceil_div(conv3x3_tiles(p), kTiles), threads = torch::stable::get_num_threads();
   // Few tiles: threads share them and take different output channels, so that each reads its part of the weight only.
@@ -46,8 +48,8 @@ void conv3x3(const Tensor& x, const Tensor& u, const std::optional<Tensor>& bias
 }
 
 // dw is [O, C, 3, 3] in channels_last.
-void conv3x3_dweight(const Tensor& x, const Tensor& dy, const Tensor& dw) {
-  Conv3x3 p = params(x, dy.size(1));
+void conv3x3_dweight(const Tensor& x, const Tensor& dy, int64_t padding, const Tensor& dw) {
+  Conv3x3 p = params(x, dy.size(1), padding);
   p.dy = static_cast<const float*>(dy.data_ptr());
   int64_t tiles = conv3x3_tiles(p), most = tiles < kSuperblock ? tiles : kSuperblock;
   std::vector<float> v(16 * most * p.c), e(16 * most * p.outputs);
@@ -68,8 +70,8 @@ void conv3x3_dweight(const Tensor& x, const Tensor& dy, const Tensor& dw) {
 
 STABLE_TORCH_LIBRARY_FRAGMENT(i2ifast_cpu, m) {
   m.def("conv3x3_weight(Tensor weight, bool adjoint, Tensor(a!) u) -> ()");
-  m.def("conv3x3(Tensor x, Tensor u, Tensor? bias, Tensor(a!) y) -> ()");
-  m.def("conv3x3_dweight(Tensor x, Tensor dy, Tensor(a!) dw) -> ()");
+  m.def("conv3x3(Tensor x, Tensor u, Tensor? bias, int padding, Tensor(a!) y) -> ()");
+  m.def("conv3x3_dweight(Tensor x, Tensor dy, int padding, Tensor(a!) dw) -> ()");
 }
 STABLE_TORCH_LIBRARY_IMPL(i2ifast_cpu, CPU, m) {
   m.impl("conv3x3_weight", TORCH_BOX(&conv3x3_weight));

@@ -5,12 +5,16 @@
 namespace i2ifast {
 
 void gather_sum(const Tensor& rows, const Tensor& offsets, const Tensor& index, const Tensor& out) {
-  STD_TORCH_CHECK(rows.is_contiguous() && out.is_contiguous() && offsets.is_contiguous() && index.is_contiguous(),
-                  "expected contiguous tensors");
+  STD_TORCH_CHECK(rows.is_contiguous() && out.stride(1) == 1 && offsets.is_contiguous() && index.is_contiguous(),
+                  "expected contiguous tensors, and contiguous rows of out");
   STD_TORCH_CHECK(offsets.scalar_type() == ScalarType::Int && index.scalar_type() == ScalarType::Int, "expected int32 lists");
-  GatherSum p{
-      dtype_of(rows), rows.data_ptr(), static_cast<const int32_t*>(offsets.data_ptr()), static_cast<const int32_t*>(index.data_ptr()),
-      output(out),    rows.size(1)};
+  GatherSum p{dtype_of(rows),
+              rows.data_ptr(),
+              static_cast<const int32_t*>(offsets.data_ptr()),
+              static_cast<const int32_t*>(index.data_ptr()),
+              output(out),
+              rows.size(1),
+              out.stride(0)};
   int64_t count = out.size(0);
   auto kernel = I2IFAST_PICK(gather_sum_rows);
   torch::stable::parallel_for(0, count, grain(count > 0 ? index.numel() * p.width / count : 1),

@@ -49,8 +49,8 @@ class State:
                 yield f"{net}.{name}", parameter
 
     def set_learning_rates(self) -> None:
-        """Learning rates of the current epoch."""
-        factor = self.system.decay(self.epoch)
+        """Learning rates of the current epoch and step."""
+        factor = self.system.decay(self.epoch) * self.system.rate(self.step)
         for phase in self.system.phases:
             for group in self.optimizers[phase.name].param_groups:
                 group["lr"] = phase.optimizer.lr * factor

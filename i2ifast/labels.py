@@ -49,9 +49,7 @@ class Windows:
     @cached_property
     def segments(self) -> Segments:
         """Pixels, numbered through [N, Ho, Wo], sorted by `patches`."""
-        ends = torch.arange(self.patches.numel() + 1, dtype=torch.int32, device=self.patches.device)
-        offsets, order = transpose_bags(ends, self.patches.flatten(), self.count)
-        return Segments(order, offsets)
+        return _segments(self.patches, self.count)
 
 
 @dataclass(eq=False)
@@ -218,6 +216,13 @@ def _resize(symbols: Tensor, size: Size) -> Tensor:
     return symbols
 
 
+def _segments(ids: Tensor, count: int) -> Segments:
+    """Pixels, numbered through [N, H, W], sorted by their id."""
+    ends = torch.arange(ids.numel() + 1, dtype=torch.int32, device=ids.device)
+    offsets, order = transpose_bags(ends, ids.flatten(), count)
+    return Segments(order, offsets)
+
+
 def _windows(ids: Tensor, count: int, kernel: int, stride: int, padding: int) -> Windows:
     patches, neighbours = label_patches(ids, kernel, stride, padding)
     return Windows(patches, Bags(*label_bags(neighbours), count * kernel * kernel))
@@ -282,6 +287,60 @@ def plan_dense(segmap: Tensor, limit: int | None = None) -> LabelPlan | None:
         return None
     symbols, values = found
     return LabelPlan(values, symbols)
+
+
+@dataclass(eq=False)
+class Regions:
+    """The regions of a batch of maps: which one every pixel belongs to."""
+
+    ids: Tensor  # [N, H, W] int32, 0..R-1
+    values: Tensor  # [R] int64: what stands for each region in the map it was made of
+    samples: Tensor  # [R] int64: the sample that each region is of; zeros for regions of the batch
+    resized: dict[Size, "Regions"] = field(default_factory=dict, repr=False)
+
+    @property
+    def count(self) -> int:
+        """R, the number of regions."""
+        return self.values.numel()
+
+    @cached_property
+    def limits(self) -> tuple[int, int]:
+        """The least and the largest of `values`."""
+        return (int(self.values.min()), int(self.values.max())) if self.count else (0, 0)
+
+    @cached_property
+    def segments(self) -> Segments:
+        """Pixels, numbered through [N, H, W], sorted by region."""
+        return _segments(self.ids, self.count)
+
+    def check_values(self, limit: int) -> None:
+        """Raise ValueError for a value outside of 0..limit-1."""
+        least, most = self.limits
+        if least < 0 or most >= limit:
+            raise ValueError(f"id {least if least < 0 else most}: the maximum is {limit - 1}, the minimum 0")
+
+    def at(self, size: Size) -> "Regions":
+        """The same regions of the map resized by nearest; small ones may be left without a pixel."""
+        size = tuple(size)
+        if size == tuple(self.ids.shape[1:]):
+            return self
+        if size not in self.resized:
+            self.resized[size] = Regions(_resize(self.ids, size), self.values, self.samples)
+        return self.resized[size]
+
+
+def regions(maps: Tensor, per_sample: bool = False) -> Regions:
+    """The regions of maps of ids [N, H, W] or [N, 1, H, W]: the pixels of an id, of the batch or of one sample.
+
+    Integers of any size or bool. Regions are in the order of samples, if `per_sample`, then of ids.
+    """
+    values, ids = _integers("maps", maps).unique(return_inverse=True)
+    samples = torch.zeros_like(values)
+    if per_sample:
+        sample = torch.arange(ids.size(0), device=ids.device)[:, None, None]
+        codes, ids = (sample * values.numel() + ids).unique(return_inverse=True)
+        samples, values = codes // max(1, values.numel()), values[codes % max(1, values.numel())]
+    return Regions(ids.int(), values, samples)
 
 
 def instance_edges(instances: Tensor) -> Tensor:

@@ -167,10 +167,10 @@ def train(
     with run_log as log, stop_requests() as stop:
         done = state.step >= loop.steps
         while not done:
-            state.set_learning_rates()
             before = state.step
             for batch in batches(state.epoch, state.seen // (loop.batch_size * world)):
                 seed_step(loop.seed, state.step + 1, rank)
+                state.set_learning_rates()
                 batch = system.prepare(to_device(batch, device))
                 for phase in system.phases:
                     if state.step % phase.every == 0:
@@ -181,6 +181,8 @@ def train(
                         optimizer.zero_grad()
                         sum(terms.values()).backward()
                         optimizer.step()
+                        if phase.after is not None:
+                            phase.after()
                         losses.add(state.step + 1, phase.name, terms)
                 state.step += 1
                 state.seen += loop.batch_size * world

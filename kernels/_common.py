@@ -132,6 +132,13 @@ def row_at(offsets, rows, position):
 # a row; where a row begins at a boundary its first piece is made twice, and the second is of no use.
 
 
+def segments(index: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """Pixels sorted by their row, stably, and where each row's begin."""
+    values, order = torch.sort(index.flatten(), stable=True)
+    every_row = torch.arange(rows + 1, dtype=values.dtype, device=values.device)
+    return order, torch.searchsorted(values, every_row, out_int32=True)
+
+
 def pieces(members: int, rows: int) -> tuple[int, int]:
     """Number of programs, and of boundaries."""
     boundaries = max(0, members - 1) // SEGMENT

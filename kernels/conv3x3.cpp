@@ -18,15 +18,23 @@ struct Tile {
   }
 };
 
+// The row (column) of the image that is seen at `i`, in the image or next to it; -1 for zeros. Further outside, any: it is not used.
+inline int64_t seen(int64_t i, int64_t size, Padding padding) {
+  if (i >= 0 && i < size) return i;
+  if (padding == Padding::zeros) return -1;
+  if (padding == Padding::replicate) return i < 0 ? 0 : size - 1;
+  int64_t mirrored = i < 0 ? -i : 2 * size - 2 - i;
+  return mirrored < 0 ? 0 : mirrored;
+}
+
 // B^T d B of one tile, d the 4x4 input pixels around it: 16 rows of C, `step` apart.
 void transform_input(const Conv3x3& p, const Tile& t, float* v, int64_t step) {
   for (int64_t c = 0; c < p.c; c += kVector) {
     vec d[4][4], r[4][4];
     for (int64_t i = 0; i < 4; ++i)
       for (int64_t j = 0; j < 4; ++j) {
-        int64_t y = t.y + i - 1, x = t.x + j - 1;
-        bool inside = y >= 0 && y < p.h && x >= 0 && x < p.w;
-        d[i][j] = inside ? LOAD(p.x + ((t.n * p.h + y) * p.w + x) * p.c + c) : vec{};
+        int64_t y = seen(t.y + i - 1, p.h, p.padding), x = seen(t.x + j - 1, p.w, p.padding);
+        d[i][j] = y >= 0 && x >= 0 ? LOAD(p.x + ((t.n * p.h + y) * p.w + x) * p.c + c) : vec{};
       }
     for (int64_t j = 0; j < 4; ++j) {
       r[0][j] = d[0][j] - d[2][j];

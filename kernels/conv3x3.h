@@ -1,4 +1,4 @@
-// 3x3 convolution, stride 1, zero padding 1, channels_last float32, as Winograd's F(2x2, 3x3): 16 products per 2x2 outputs and
+// 3x3 convolution, stride 1, padding 1, channels_last float32, as Winograd's F(2x2, 3x3): 16 products per 2x2 outputs and
 // channel pair instead of 36 (Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, 2016).
 //   y = A^T [(G w G^T) . (B^T d B)] A      dw = G^T [(B^T d B) . (A dy A^T)] G      dx: y of dy, with w flipped and transposed
 #pragma once
@@ -10,8 +10,11 @@ constexpr int64_t kTiles = 48;    // 2x2 output tiles that are transformed, mult
 constexpr int64_t kOutputs = 64;  // output channels of a block
 constexpr int64_t kRows = 6;      // rows of a product whose sums stay in registers, with kOutputs columns
 
+enum class Padding { zeros, replicate, reflect };
+
 struct Conv3x3 {
   int64_t n, h, w, c, outputs;
+  Padding padding;
   const float *x, *dy, *bias;  // bias may be null
   float* y;
   const float* u;  // transformed weight [16, outputs / 64, C, 64]

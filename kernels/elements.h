@@ -76,6 +76,18 @@ inline void row_dx(const float* __restrict g, const X* __restrict x, const float
 constexpr int64_t kLanes = 16;   // partial sums of a plane's run, so that it vectorises
 constexpr int64_t kBlock = 128;  // channels that a row kernel handles at a time: its scratch rows stay in L1
 
+typedef float vec __attribute__((vector_size(kLanes * 4), aligned(4)));
+typedef uint16_t halves __attribute__((vector_size(kLanes * 2), aligned(2)));
+typedef uint32_t words __attribute__((vector_size(kLanes * 4)));
+
+// By reference: how a vector is returned depends on the instruction set.
+inline void load_lanes(const float* p, vec& v) { v = *reinterpret_cast<const vec*>(p); }
+inline void load_lanes(const bf16* p, vec& v) {
+  words bits = __builtin_convertvector(*reinterpret_cast<const halves*>(p), words) << 16;
+  std::memcpy(&v, &bits, sizeof(v));
+}
+inline void store_lanes(float* p, const vec& v) { *reinterpret_cast<vec*>(p) = v; }
+
 inline double add_lanes(const float* lanes) {
   double sum = 0;
   for (int64_t i = 0; i < kLanes; ++i) sum += lanes[i];

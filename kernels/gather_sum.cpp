@@ -21,7 +21,7 @@ void columns(const GatherSum& p, int64_t first, int64_t last, int64_t c, T* __re
 template <class T>
 void rows(const GatherSum& p, int64_t begin, int64_t end) {
   for (int64_t d = begin; d < end; ++d) {
-    T* out = static_cast<T*>(p.out) + d * p.width;
+    T* out = static_cast<T*>(p.out) + d * p.stride;
     int64_t first = p.offsets[d], last = p.offsets[d + 1], c = 0;
     for (; c + 128 <= p.width; c += 128) columns<T, 128>(p, first, last, c, out);
     for (; c + 16 <= p.width; c += 16) columns<T, 16>(p, first, last, c, out);

@@ -9,7 +9,7 @@ struct GatherSum {
   const void* rows;
   const int32_t *offsets, *index;
   void* out;
-  int64_t width;
+  int64_t width, stride;  // stride: from one row of out to the next
 };
 
 I2IFAST_DECLARE(void, gather_sum_rows, (const GatherSum& p, int64_t begin, int64_t end))  // rows of out

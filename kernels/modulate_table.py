@@ -23,6 +23,7 @@ from ._common import (
     pieces,
     place,
     row,
+    segments,
     store,
     tiling,
 )
@@ -230,13 +231,6 @@ def _dtable(
         tl.store(out + 3 * channels, tl.sum(dbeta2, 0), mask=c_ok)
 
 
-def _segments(patches: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """Pixels sorted by index, stably, and where each row's begin."""
-    values, order = torch.sort(patches.flatten(), stable=True)
-    every_row = torch.arange(rows + 1, dtype=values.dtype, device=values.device)
-    return order, torch.searchsorted(values, every_row, out_int32=True)
-
-
 @on_device
 def modulate_table(
     x: Tensor, table: Tensor, patches: Tensor, mean: Tensor, rstd: Tensor, slope: float, slope2: float | None,
@@ -264,7 +258,7 @@ def modulate_table_sums(
     outputs, children = (1 if dy2 is None else 2), (4 if upsample else 1)
     rows, channels = table.size(0), x.size(1)
     if order is None or offsets is None:
-        order, offsets = _segments(patches, rows)
+        order, offsets = segments(patches, rows)
     programs, boundaries = pieces(patches.numel(), rows)
     partials = table.new_empty((boundaries, table.size(1)))
     # Pixels of one row are scattered: their channels had better lie side by side.

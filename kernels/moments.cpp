@@ -40,26 +40,54 @@ void rows(const Moments& p, int64_t begin, int64_t end) {
   }
 }
 
+inline double add(const vec* sums, int64_t count) {
+  float lanes[kLanes];
+  double sum = 0;
+  for (int64_t i = 0; i < count; ++i) std::memcpy(lanes, sums + i, sizeof(lanes)), sum += add_lanes(lanes);
+  return sum;
+}
+
+constexpr int64_t kChains = 4;  // vectors summed side by side, so that one addition need not wait for the last
+
 // A run of a plane, at most kMomentsPixels * 32 values.
-template <class Difference>
-void run(float guess, Difference difference, int64_t count, double* mean, double* m2) {
-  float sums[kLanes] = {}, rest[kLanes] = {}, squares[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes)
-    for (int64_t l = 0; l < kLanes; ++l) sums[l] += difference(i + l, guess);
-  for (; i < count; ++i) sums[i % kLanes] += difference(i, guess);
-  float centre = static_cast<float>(guess + add_lanes(sums) / count);
-  auto one = [&](int64_t at, int64_t lane) {
-    float d = difference(at, centre);
-    rest[lane] += d;
-    squares[lane] += d * d;
+template <class T, bool Noisy>
+void run(const T* x, const float* noise, float strength, int64_t count, double* mean, double* m2) {
+  constexpr int64_t kStep = kChains * kLanes;
+  auto difference = [&](int64_t i, float from) { return load(x[i]) - from + (Noisy ? strength * noise[i] : 0); };
+  auto differences = [&](int64_t i, float from, vec& d) {
+    load_lanes(x + i, d);
+    d -= from;
+    if (!Noisy) return;
+    vec n;
+    load_lanes(noise + i, n);
+    d += strength * n;
   };
-  for (i = 0; i + kLanes <= count; i += kLanes)
-    for (int64_t l = 0; l < kLanes; ++l) one(i + l, l);
-  for (; i < count; ++i) one(i, i % kLanes);
-  double left = add_lanes(rest);
+  float guess = load(x[0]);
+  vec sums[kChains] = {}, rest[kChains] = {}, squares[kChains] = {};
+  int64_t whole = count / kStep * kStep;
+  for (int64_t i = 0; i < whole; i += kStep)
+    for (int64_t j = 0; j < kChains; ++j) {
+      vec d;
+      differences(i + j * kLanes, guess, d);
+      sums[j] += d;
+    }
+  double total = add(sums, kChains);
+  for (int64_t i = whole; i < count; ++i) total += difference(i, guess);
+  float centre = static_cast<float>(guess + total / count);
+  for (int64_t i = 0; i < whole; i += kStep)
+    for (int64_t j = 0; j < kChains; ++j) {
+      vec d;
+      differences(i + j * kLanes, centre, d);
+      rest[j] += d;
+      squares[j] += d * d;
+    }
+  double left = add(rest, kChains), square = add(squares, kChains);
+  for (int64_t i = whole; i < count; ++i) {
+    float d = difference(i, centre);
+    left += d, square += d * d;
+  }
   *mean = centre + left / count;
-  *m2 = add_lanes(squares) - left * left / count;
+  *m2 = square - left * left / count;
 }
 
 template <class T, bool Noisy>
@@ -72,12 +100,8 @@ void planes(const Moments& p, int64_t begin, int64_t end) {
     for (int64_t piece = 0; piece < p.pieces; ++piece) {
       int64_t first = piece * size, count = p.pixels - first < size ? p.pixels - first : size;
       int64_t at = (plane / p.c * p.pieces + piece) * p.c + plane % p.c;
-      auto difference = [&](int64_t i, float from) {
-        float d = load(x[first + i]) - from;
-        return Noisy ? d + strength * noise[first + i] : d;
-      };
       if (count > 0)
-        run(load(x[first]), difference, count, p.mean + at, p.m2 + at);
+        run<T, Noisy>(x + first, noise + (Noisy ? first : 0), strength, count, p.mean + at, p.m2 + at);
       else
         p.mean[at] = p.m2[at] = 0;
     }

@@ -8,7 +8,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod, sqrt
 from pathlib import Path
@@ -138,6 +138,7 @@ class Case:
     """One case file."""
 
     path: Path
+    movement: dict[str, float] = field(default_factory=dict)  # by name: how far rounding moves it here, relatively
 
     @cached_property
     def meta(self) -> dict[str, Any]:
@@ -205,13 +206,15 @@ class Case:
     def tolerance(self, name: str, least: float = 1e-4) -> float:
         """Relative tolerance of what is recorded under `name`: from how much rounding moves it in the original.
 
-        Recordings say that by tensor (`sensitivity`), by group of names, or not at all.
+        Recordings say that by tensor (`sensitivity`), by group of names, or not at all. Where a value lies on a kink,
+        of a relu say, they may not know of it: a driver then finds `movement`.
         """
+        least = max(least, 3 * self.movement.get(name, 0.0))
         if "sensitivity" in self.meta:
             factor = 20 if name.startswith("traj.") else 10
             return max(least, factor * self.meta["sensitivity"].get(name, 0.0))
         said = self.meta["tolerances"].partition("tol per group:")[2].partition("float64-free")[0]
-        groups = {group: float(value) for group, value in re.findall(r"([a-z.]+) (\d[\d.]*(?:e-\d+)?)", said)}
+        groups = {group: float(value) for group, value in re.findall(r"([a-z.]+) (\d+(?:\.\d+)?(?:e-\d+)?)", said)}
         if known := [group for group in groups if f"{name}.".startswith(f"{group}.")]:
             return max(least, 3 * groups[max(known, key=len)])  # three times that, on another machine
         return max(least, 1e-3 if name.startswith(("grad.", "traj.")) else 1e-4)
@@ -230,10 +233,18 @@ class Case:
     def update_error(self, name: str, value: Tensor, before: Tensor) -> float:
         """As `error`, of the sample of `value - before`: what training did, which is small next to the value.
 
-        Adam divides a gradient by its own size, so that the rounding of a small one shows in full.
+        Adam divides a gradient by its own size, so that the rounding of a small one shows in full: where the recording
+        says that, most entries are held to a tenth of the largest update.
         """
-        want, got = self.tensors[f"{name}.sample"].double().numpy() - sample(name, before), sample(name, value - before)
-        return largest((got - want) / max(np.abs(want).max(), 1e-30)) / self.tolerance(name, 5e-3)
+        after = self.tensors.get(f"{name}.sample", self.tensors.get(name)).double().flatten().numpy()
+        want, got = after - sample(name, before), sample(name, value - before)
+        scale = max(np.abs(want).max(), 1e-30)
+        moved = 0.0
+        if "sensitivity" in self.meta:  # relative to the value; what is not listed is below 2e-5
+            moved = max(20 * self.meta["sensitivity"].get(name, 0.0), 2e-5) * np.abs(after).max() / scale
+        least = max(5e-3, moved)
+        errors = (got - want) / scale
+        return max(largest(errors) / self.tolerance(name, least), float(np.median(np.abs(errors))) / 0.1)
 
 
 def largest(errors: ndarray) -> float:

@@ -3,7 +3,8 @@
 Trajectories: Adam's first step is lr * sign(gradient), so an entry whose gradient is rounding error moves by 2 lr with
 the rounding, and training goes on from there. The formulation that rounds as the originals did (dense, reference) is
 held to the recorded trajectory; every other one is held, step by step from the same state, to the gradients and buffers
-of that.
+of that. Gradients without steps jump too where a value lies on a kink of a loss or an activation: there, other
+formulations are held to how far that one jumps.
 """
 
 import copy
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from golden_recipe import Case
@@ -24,6 +26,7 @@ from i2ifast.models import Batch, Phase, System
 FILES = {"VGG": "vgg_weights"}  # fixed network -> option naming the file it comes from
 OUTPUTS = {"fake": "G"}  # recorded output that is a whole network's
 VARIANTS = ("plan", "dense")
+NUDGES = (3, 24)  # of the weights; a kink that few of them meet takes the second number
 
 
 def build(case: Case, folder: Path) -> System:
@@ -34,6 +37,11 @@ def build(case: Case, folder: Path) -> System:
         save_file(case.state(net), options[FILES[net]])
     config = models.system(name).Config.from_original(case.options)
     return models.build(name, **vars(replace(config, **options)))
+
+
+def nets_of(name: str, options: dict[str, Any]) -> dict[str, nn.Module]:
+    """The networks of a file of keys."""
+    return dict(models.build(name, **vars(models.system(name).Config.from_original(options))).nets)
 
 
 def networks(system: System) -> dict[str, nn.Module]:
@@ -59,11 +67,15 @@ def feed_noise(system: System, case: Case, prefix: str) -> Iterator[Tensor]:
 
 
 def prepare(system: System, batch: Batch, dense: bool) -> Batch:
-    """The prepared batch; if `dense`, with a dense label map that requires grad in place of the label plan."""
+    """The prepared batch; if `dense`, with dense maps that require grad, in place of a label plan."""
     batch = system.prepare(batch)
     if dense:
-        batch["semantics"] = batch["semantics"].dense().clone().requires_grad_()
-    return {**batch, "image": batch["image"].clone().requires_grad_()}
+        semantics = batch["semantics"]
+        batch["semantics"] = (
+            (semantics if isinstance(semantics, Tensor) else semantics.dense()).clone().requires_grad_()
+        )
+        batch["image"] = batch["image"].clone().requires_grad_()
+    return batch
 
 
 @contextmanager
@@ -90,14 +102,27 @@ def recorded_outputs(system: System, names: list[str]) -> Iterator[dict[str, Ten
         handle.remove()
 
 
-def run_phases(system: System, case: Case, dense: bool) -> dict[str, Tensor]:
-    """Every phase from the case's weights in every mode, without optimiser steps: name -> value."""
+def nudge(nets: nn.Module, seed: int) -> None:
+    """Move all weights by rounding, 6e-8; seed 0 leaves them."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in nets.parameters() if seed else ():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.copy_(parameter.double() * (1 + 6e-8 * noise))
+
+
+def run_phases(system: System, case: Case, dense: bool, seed: int = 0) -> dict[str, Tensor]:
+    """Every phase from the case's weights, nudged, in every mode, without optimiser steps: name -> value."""
     found = {}
     for mode in case.meta["modes"]:
         wanted = [name.split(".", 2)[2] for name in case.names if name.startswith(f"out.{mode}.")]
         for phase in system.phases:
             first = phase is system.phases[0]
             load(system, case)
+            if mode == "eval" and case.options.get("eval_state") == "after_train":
+                for key, buffer in system.nets.named_buffers():
+                    buffer.copy_(found[f"post.train.{key}"])
+            nudge(system.nets, seed)
             system.train(mode == "train").zero_grad()
             noise = feed_noise(system, case, f"noise.{mode}.{phase.name.lower()}.")
             batch = prepare(system, case.inputs("in."), dense)
@@ -113,13 +138,13 @@ def run_phases(system: System, case: Case, dense: bool) -> dict[str, Tensor]:
             found |= {f"out.{mode}.{name}": value for name, value in outputs.items()}
             for name in phase.nets:
                 found |= {f"grad.{mode}.{name}.{key}": p.grad for key, p in system.nets[name].named_parameters()}
-            found.setdefault(f"grad.{mode}.in.real", batch["image"].grad)
             if first:
                 for name, net in system.nets.items():
                     found |= {f"post.{mode}.{name}.{key}": buffer.clone() for key, buffer in net.named_buffers()}
                 semantics = batch["semantics"]
                 found[f"grad.{mode}.in.semantics"] = semantics.grad if dense else None
-                found["mid.input_semantics"] = semantics if dense else semantics.dense()
+                found[f"grad.{mode}.in.real"] = batch["image"].grad
+                found["mid.input_semantics"] = semantics if isinstance(semantics, Tensor) else semantics.dense()
     return found
 
 
@@ -158,21 +183,17 @@ class Training:
         named = ((name, key, p) for name in phase.nets for key, p in self.system.nets[name].named_parameters())
         return {f"{name}.{key}": p.grad.clone() for name, key, p in named if p.grad is not None}
 
-    def sensitivity(self, phase: Phase, batch: Batch) -> dict[str, float]:
+    def sensitivity(self, phase: Phase, batch: Batch, nudges: int) -> dict[str, float]:
         """How far gradients move when all weights move by rounding, 6e-8: further where a value lies on a kink.
 
         Networks and noise are left as they were.
         """
         before, drawn = copy.deepcopy(self.system.nets.state_dict()), self.drawn
         seen = []
-        for seed in range(4):
-            generator = torch.Generator().manual_seed(seed)
+        for seed in range(nudges + 1):
             self.system.nets.load_state_dict(before)
             self.drawn = drawn
-            with torch.no_grad():
-                for parameter in self.system.nets.parameters() if seed else ():
-                    noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-                    parameter.copy_(parameter.double() * (1 + 6e-8 * noise))
+            nudge(self.system.nets, seed)
             self.gradients(phase, batch)
             seen.append(self.gradients_now(phase))
         self.system.nets.load_state_dict(before)
@@ -205,24 +226,55 @@ def follow_training(case: Case, dense: bool, backend: str, folder: Path) -> None
         for led, followed in zip(leader.system.phases, follower.system.phases, strict=True):
             if it % led.every:
                 continue
-            follower.system.nets.load_state_dict(leader.system.nets.state_dict())
-            with i2ifast.use_backend("reference"):
-                moved = leader.sensitivity(led, batches[0])
-                want, gradients = leader.gradients(led, batches[0]), leader.gradients_now(led)
+            before, drawn = copy.deepcopy(leader.system.nets.state_dict()), leader.drawn
+            follower.system.nets.load_state_dict(before)
             with i2ifast.use_backend(backend):
-                got = follower.gradients(followed, batches[1])
+                got, found = follower.gradients(followed, batches[1]), follower.gradients_now(followed)
+            for nudges in NUDGES:
+                leader.system.nets.load_state_dict(before)
+                leader.drawn = drawn
+                with i2ifast.use_backend("reference"):
+                    moved = leader.sensitivity(led, batches[0], nudges)
+                    want, gradients = leader.gradients(led, batches[0]), leader.gradients_now(led)
+                # Gradients that are round-off, of what a norm subtracts again, are as large as rounding elsewhere.
+                largest = 1e-5 * max(g.abs().max().item() for g in gradients.values())
+                atol = {n: max(1e-3 * g.abs().max().item(), 10 * moved[n]) + largest for n, g in gradients.items()}
+                wrong = [n for n, g in gradients.items() if (found[n] - g).abs().max().item() > atol[n]]
+                if not wrong:
+                    break
+            assert not wrong, f"step {it} of {led.name}: {', '.join(wrong)}"
             for name, value in want.items():
                 torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-6)
-            largest = max(g.abs().max().item() for g in gradients.values())
-            for name, gradient in follower.gradients_now(followed).items():
-                # Gradients that are round-off, of what a norm subtracts again, are as large as rounding elsewhere.
-                atol = max(1e-3 * gradients[name].abs().max().item(), 10 * moved[name]) + 1e-5 * largest
-                assert (gradient - gradients[name]).abs().max().item() <= atol, f"step {it} of {led.name}: {name}"
             for (key, ours), (_, theirs) in zip(
                 follower.system.nets.named_buffers(), leader.system.nets.named_buffers(), strict=True
             ):
                 torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
             leader.adams[led.name].step()
+
+
+def settle_kinks(values: dict[str, Tensor], case: Case, folder: Path) -> dict[str, Tensor]:
+    """Gradients beyond their tolerance, replaced by those of the formulation that rounds as the originals did.
+
+    They must differ from these by no more than ten times what nudges move them.
+    """
+    recorded = [name for name in case.names if name.startswith("grad.") and values.get(name) is not None]
+    wrong = [name for name in recorded if case.error(name, values[name]) > 1]
+    if not wrong:
+        return values
+    leader, unexplained = None, wrong
+    for seed in range(NUDGES[-1] + 1):
+        with i2ifast.use_backend("reference"):
+            nudged = run_phases(build(case, folder), case, True, seed)
+        leader = leader or nudged
+        unexplained = [
+            name
+            for name in unexplained
+            if (values[name] - leader[name]).abs().max() > 10 * (nudged[name] - leader[name]).abs().max()
+        ]
+        if not unexplained:
+            break
+    assert not unexplained
+    return values | {name: leader[name] for name in wrong}
 
 
 def found(case: Case, variant: str, backend: str, folder: Path) -> dict[str, Tensor]:
@@ -237,4 +289,5 @@ def found(case: Case, variant: str, backend: str, folder: Path) -> dict[str, Ten
     assert networks(system).keys() == case.meta["keys"].keys()
     values = run_training(case, dense, folder) if case.trains else run_phases(system, case, dense)
     of_inputs = {name for name in case.names if name.startswith("grad.") and ".in." in name}
-    return values if dense else values | {name: None for name in of_inputs}  # labels have no gradient
+    values |= {} if dense else {name: None for name in of_inputs}  # labels have no gradient
+    return values if dense and backend == "reference" else settle_kinks(values, case, folder)

@@ -25,7 +25,9 @@ class Encoder(nn.Sequential):
             InstanceNormAct(8, 0.2, affine=True),
             nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=2),
             nn.Conv2d(8, 6, 3, padding="same"),
-            nn.Conv2d(6, 6, 3, padding=1, padding_mode="reflect"),
+            nn.Conv2d(6, 16, 3, padding=1, padding_mode="reflect"),
+            nn.Conv2d(16, 64, 3, padding=1, padding_mode="reflect"),
+            nn.Conv2d(64, 6, 1),
             nn.ConvTranspose2d(6, 6, 2, 2),
         )
 

@@ -97,7 +97,7 @@ def test_250_repeats_are_bit_equal(case):
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
 # A convolution of sizes that no kernel is for is the library's, whose sums depend on the number of threads.
-@pytest.mark.parametrize("case", [c for c in CASES if c.name != "conv3x3"], ids=lambda c: c.name)
+@pytest.mark.parametrize("case", [c for c in CASES if not c.name.startswith("conv3x3")], ids=lambda c: c.name)
 def test_any_number_of_threads_gives_the_same_bits(case, layout, threads):
     """With enough elements for several threads to share them."""
     tensors = inputs(case, (2, 24, 40, 31), torch.float32)

@@ -23,7 +23,34 @@ def label_batch(config: Any, size: tuple[int, int], n: int = 2) -> Batch:
     return {"label": label, "instance": label * 1000, "image": torch.rand((n, 3, *size), generator=g) * 2 - 1}
 
 
-BATCHES: dict[str, Callable[..., Batch]] = {"labels": label_batch}
+def exemplar_batch(config: Any, size: tuple[int, int], n: int = 2) -> Batch:
+    """Blocky label maps with images, and others as exemplars, the first of which belongs to the same image."""
+    batch = label_batch(config, size, n)
+    ref = {"label_ref": batch["label"].flip(0), "ref": batch["image"].flip(0), "self_ref": torch.eye(n)[0]}
+    return batch | ref
+
+
+def unpaired_batch(config: Any, size: tuple[int, int], n: int = 2) -> Batch:
+    """Images of two domains."""
+    g = torch.Generator().manual_seed(0)
+    return {side: torch.rand((n, 3, *size), generator=g) * 2 - 1 for side in "ab"}
+
+
+def inpainting_batch(config: Any, size: tuple[int, int], n: int = 2) -> Batch:
+    """Images, and a rectangular hole in each."""
+    h, w = size
+    mask = torch.zeros(n, 1, h, w)
+    mask[:, :, h // 4 : h // 2, w // 4 : w // 2] = 1
+    return {"image": torch.rand((n, 3, h, w), generator=torch.Generator().manual_seed(0)) * 2 - 1, "mask": mask}
+
+
+BATCHES: dict[str, Callable[..., Batch]] = {
+    "exemplars": exemplar_batch,
+    "inpainting": inpainting_batch,
+    "labels": label_batch,
+    "unpaired": unpaired_batch,
+}
+OF_LABELS = [name for name in models.names() if models.system(name).data == "labels"]
 
 
 def tiny(name: str, **options: Any) -> System:
@@ -73,12 +100,12 @@ def test_translate_keeps_any_size(name: str, size: tuple[int, int]) -> None:
     assert fake.shape == (2, 3, *size) and fake.isfinite().all() and not fake.requires_grad
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", OF_LABELS)
 def test_translate_pads_with_the_border(name: str) -> None:
     system = settled(name)
     batch = batch_of(system, (50, 70))
     border = (0, 96 - 70, 0, 64 - 50)
-    padded = {key: F.pad(batch[key].float(), border, mode="replicate").long() for key in ("label", "instance")}
+    padded = {k: F.pad(t.float(), border, mode="replicate").to(t.dtype) for k, t in batch.items() if t.ndim == 4}
     expected = system.translate(padded)["fake"][..., :50, :70]
     torch.testing.assert_close(system.translate(batch)["fake"], expected)
 
@@ -90,7 +117,7 @@ def test_every_preset_builds(name: str) -> None:
             assert models.build(name, preset).phases
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", OF_LABELS)
 def test_original_checkpoints(name: str, tmp_path: Path) -> None:
     """A folder, a folder of another epoch without discriminator, one file; a file that does not fit is refused."""
     source, target = tiny(name), tiny(name)
@@ -214,8 +241,8 @@ def test_gan_losses(real: bool) -> None:
 
 
 def test_feature_matching_leaves_out_logits_and_real_gradients() -> None:
-    fake = [[torch.full((2, 3), 1.0), torch.full((1,), 9.0)], [torch.full((4,), 2.0), torch.full((1,), 9.0)]]
-    real = [[torch.zeros(2, 3, requires_grad=True), torch.zeros(1)], [torch.zeros(4), torch.zeros(1)]]
+    fake = [[torch.full((2, 3), 1.0), torch.full((1,), 9.0)], [torch.full((2, 4), 2.0), torch.full((1,), 9.0)]]
+    real = [[torch.zeros(2, 3, requires_grad=True), torch.zeros(1)], [torch.zeros(2, 4), torch.zeros(1)]]
     loss = feature_matching(fake, real)
     assert loss.item() == (1 + 2) / 2 and not loss.requires_grad
 

@@ -10,7 +10,7 @@ import torch
 
 import i2ifast
 from i2ifast import _backend
-from i2ifast.testing import CASES, SHAPES, Case, inputs
+from i2ifast.testing import CASES, SHAPES, Case, inputs, regions
 
 DEVICES = os.environ.get("I2IFAST_TEST_DEVICES", "cpu").split(",")
 HALVES = [torch.bfloat16, torch.float16]
@@ -84,6 +84,8 @@ def terms_of(case: Case, tensors: dict) -> float:
     """The largest rstd that multiplies a difference in dx, for planes of few values."""
     if "instance" not in case.name and "batch" not in case.name or tensors["x"].numel() == 0:
         return 0.0
+    if "ids" in tensors:
+        return regions.largest_factor(**tensors)
     dims = (2, 3) if "instance" in case.name else (0, 2, 3)
     return (tensors["x"].double().var(dims, correction=0) + 1e-5).rsqrt().max().item()
 
@@ -223,7 +225,8 @@ def test_nan_stays_in_its_sample(case):
     tensors["x"][1, 3, 2, 2] = float("nan")
     dirty = run(case.ours, tensors)
     for name in ("out0", "dx"):
-        assert torch.equal(clean[name][0], dirty[name][0]) and torch.equal(clean[name][1, :3], dirty[name][1, :3])
+        assert torch.equal(clean[name][0], dirty[name][0])
+        assert "layer" in case.name or torch.equal(clean[name][1, :3], dirty[name][1, :3])
         assert dirty[name][1, 3].isnan().any()
 
 

@@ -13,11 +13,14 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from test_ops import assert_within_twice, run, truth_of
 from torch import Tensor
 
 import i2ifast
 from i2ifast import ops
 from i2ifast.ops.spectral_weight import spectral_weight
+from i2ifast.testing import CASES, inputs
+from i2ifast.testing.regions import largest_factor
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -223,6 +226,61 @@ def test_gather_sum(width, dtype):
     _check(*([t.double() for t in results[name]] for name in ("triton", "reference", "truth")), dtype)
 
 
+PANOPTIC = [c for c in CASES if c.name.startswith("panoptic")]
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("shape", [(2, 33, 5, 6), (3, 8, 1, 1), (1, 130, 3, 4)], ids=str)
+@pytest.mark.parametrize("case", PANOPTIC if INTERPRETED else [], ids=lambda c: c.name)
+def test_panoptic(case, shape, channels_last):
+    for dtype in (torch.float32, torch.bfloat16):
+        tensors = inputs(case, shape, dtype)
+        if channels_last:
+            tensors["x"] = tensors["x"].contiguous(memory_format=torch.channels_last)
+        with i2ifast.use_backend("triton"):
+            found = run(case.ours, tensors)
+        assert_within_twice(found, run(case.plain, tensors), truth_of(case, tensors), dtype)
+
+
+REGION_CASES = [c for c in CASES if c.name.startswith(("region", "modulate_region", "modulate_mix", "mix", "channel"))]
+
+
+@pytest.mark.parametrize("channels_last", [True, False] if INTERPRETED else [])
+@pytest.mark.parametrize("shape", [(2, 8, 5, 6), (3, 5, 1, 1), (1, 33, 9, 7), (2, 1, 4, 3), (1, 140, 20, 17)], ids=str)
+@pytest.mark.parametrize("case", REGION_CASES, ids=lambda c: c.name)
+def test_regions(case, shape, channels_last):
+    """Outputs and all gradients; in the largest map regions of several segments."""
+    results = {}
+    for name, dtype in (("triton", torch.float32), ("reference", torch.float32), ("truth", torch.float64)):
+        given = {k: t.to(dtype) if t.is_floating_point() else t for k, t in inputs(case, shape, torch.float32).items()}
+        if channels_last:
+            given["x"] = given["x"].contiguous(memory_format=torch.channels_last)
+        leaves = {k: t.requires_grad_() for k, t in given.items() if t.is_floating_point()}
+        with i2ifast.use_backend("triton" if name == "triton" else "reference"):
+            outs = case.ours(**given)
+            outs = outs if isinstance(outs, tuple) else (outs,)
+            draw = torch.Generator().manual_seed(1)
+            ups = [torch.randn(o.shape, generator=draw, dtype=torch.float64).to(dtype) for o in outs]
+            grads = torch.autograd.grad(outs, list(leaves.values()), ups)
+        results[name] = [t.detach().double() for t in (*outs, *grads)]
+    terms = largest_factor(**inputs(case, shape, torch.float32)) if "ids" in given else 1.0
+    for kernel, torch_own, exact in zip(*(results[n] for n in ("triton", "reference", "truth")), strict=True):
+        floor = 4 * torch.finfo(torch.float32).eps * max(exact.abs().max().item(), terms)
+        assert (kernel - exact).abs().max() <= 2 * (torch_own - exact).abs().max() + floor
+
+
+@pytest.mark.parametrize("large", [1e4] if INTERPRETED else [])
+def test_region_moments_with_a_large_mean(large):
+    """An outlier as the first pixel, and regions without one."""
+    x = large + 1e-2 * torch.randn((2, 5, 40, 30), generator=torch.Generator().manual_seed(0))
+    x[0, 0, 0, 0] = -50
+    ids = 1 + torch.arange(30, dtype=torch.int32).div(11, rounding_mode="floor").expand(2, 40, 30).contiguous()
+    with i2ifast.use_backend("triton"):
+        found = ops.region_moments(x, ids, 5)
+    for name, a, b in zip(("count", "mean", "variance"), found, ops.region_moments(x.double(), ids, 5), strict=True):
+        assert ((a - b).abs() <= 512 * 2**-24 * b.abs()).all(), name
+
+
 @pytest.mark.parametrize("iterations", [0, 1, 2] if INTERPRETED else [])
 @pytest.mark.parametrize("shape", [(130, 70, 1, 3), (3, 5), (70, 8, 3, 3)], ids=str)
 def test_spectral_weight(shape, iterations):
@@ -242,6 +300,51 @@ def test_spectral_weight(shape, iterations):
         assert y.stride() == gradient.stride() == weight.stride()
         results[name] = [t.detach().double() for t in (y, *rest, gradient)]
     _check(*(results[name] for name in ("triton", "reference", "truth")), torch.float32)
+
+
+@pytest.mark.parametrize("halves", [True, False] if INTERPRETED else [])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_feature_matching(halves, channels_last):
+    """Layers of less and of more than a program, of two types, one of a single element per sample."""
+    draw = torch.Generator().manual_seed(0)
+    shapes = [(4, 33, 31, 17), (4, 7, 3, 5), (4, 1, 1, 1), (4, 70, 9, 9)]
+    dtypes = [torch.float32, torch.float32, torch.bfloat16, torch.bfloat16]
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    batches = [torch.randn(shape, generator=draw).to(dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+    weights, results = (0.5, 1.0, 2.0, 0.25), {}
+    for name in ("triton", "reference", "truth"):
+        leaves = [x.to(torch.float64 if name == "truth" else x.dtype) for x in batches]
+        leaves = [x.contiguous(memory_format=layout).requires_grad_() for x in leaves]
+        pairs = ([x[:2] for x in leaves], [x[2:] for x in leaves])
+        with i2ifast.use_backend("triton" if name == "triton" else "reference"):
+            y = ops.feature_matching(leaves, None, weights) if halves else ops.feature_matching(*pairs, weights)
+            gradients = torch.autograd.grad(y, leaves, y.new_tensor([1.0, -3.0]))
+        assert not halves or all(g.stride() == x.stride() for g, x in zip(gradients, leaves, strict=True))
+        results[name] = [t.detach().double() for t in (y, *gradients)]
+    for i, dtype in enumerate([torch.float32, *dtypes]):
+        _check(*([results[name][i]] for name in ("triton", "reference", "truth")), dtype)
+
+
+LOCAL = [case for case in CASES if case.name.split("-")[0] in ("dynamic_conv", "positional_norm")]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16] if INTERPRETED else [])
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("shape", [(2, 8, 5, 6), (3, 5, 1, 1), (1, 33, 9, 7), (2, 130, 3, 20)], ids=str)
+@pytest.mark.parametrize("case", LOCAL, ids=lambda case: case.name)
+def test_local_ops(case, shape, channels_last, dtype):
+    """Ops of a pixel and its neighbours: outputs and all gradients."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    results = {}
+    for name, kind in (("triton", dtype), ("reference", dtype), ("truth", torch.float64)):
+        made = {k: t.to(kind) for k, t in inputs(case, shape, dtype).items()}
+        made = {k: t.contiguous(memory_format=layout) if t.dim() == 4 else t for k, t in made.items()}
+        leaves = [t.requires_grad_() for t in made.values()]
+        with i2ifast.use_backend("triton" if name == "triton" else "reference"):
+            y = case.ours(**made)
+            dy = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(kind)
+            results[name] = [t.detach().double() for t in (y, *torch.autograd.grad(y, leaves, dy))]
+    _check(*(results[name] for name in ("triton", "reference", "truth")), dtype)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is that run")
@@ -271,7 +374,28 @@ REGISTERS = {
     "modulate_table._dtable+noise": 88,
     "modulate_table._sums+noise": 208,
     "modulate_table._dx+noise": 104,
+    "feature_matching._sums": 64,
+    "feature_matching._gradients": 48,
+    "dynamic_conv._sum": 96,
+    "dynamic_conv._dweight": 40,
+    "positional_norm._apply": 80,
+    "positional_norm._gradients": 144,
     "gather_sum._gather": 48,
+    "panoptic_conv._gather": 40,
+    "panoptic_conv._put": 64,
+    "panoptic_conv._take": 64,
+    "panoptic_conv._add": 48,
+    "panoptic_upsample._copy": 40,
+    "panoptic_upsample._sum": 64,
+    "channel_pool._backward": 64,
+    "channel_pool._pool": 64,
+    "modulate_mix._dots": 64,
+    "modulate_mix._mix": 72,
+    "modulate_mix._sums": 128,
+    "modulate_region._apply": 72,
+    "modulate_region._dx": 120,
+    "modulate_region._sums": 80,
+    "region_moments._sums": 64,
     "spectral_weight._product": 48,
     "spectral_weight._normalise": 80,
     "spectral_weight._divide": 24,
@@ -279,7 +403,13 @@ REGISTERS = {
     "spectral_weight._dweight": 80,
     "_common._add_partials": 56,
 }
-POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64"}
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.int8: "*i8",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
 
 
 def _launches(channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, dict, dict]]:
@@ -330,7 +460,46 @@ def _launches(channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> dict[str,
     kernel("modulate_table", "modulate_table_dx")(
         x, None, x, table, patches, *normal, means, 0.2, None, False, x, *noisy
     )
+    signs, layers = torch.zeros(2 * x.numel(), dtype=torch.int8), [x, maps[:, :c]]
+    kernel("feature_matching")(layers, layers, (1.0, 2.0), means[0, :, 0], signs)
+    kernel("feature_matching", "feature_matching_backward")(means[0, :, 0], signs, (1.0, 2.0), layers)
+    weight9 = torch.zeros((n, h, w, 9, c) if channels_last else (n, c, 9, h, w), dtype=torch.bfloat16)
+    weight9 = weight9.permute(0, 4, 3, 1, 2) if channels_last else weight9
+    kernel("dynamic_conv")(x, weight9, x)
+    kernel("dynamic_conv", "dynamic_conv_dweight")(x, x, weight9)
+    kernel("positional_norm")(x, maps, 1e-5, 0.2, x)
+    kernel("positional_norm", "positional_norm_backward")(x, x, maps, 1e-5, 0.2, x, maps)
     kernel("gather_sum")(table, offsets, index, table)
+    rows, wide = (
+        torch.zeros((1000, c), dtype=torch.bfloat16),
+        torch.zeros((n, c, h, w)).to(memory_format=torch.channels_last),
+    )
+    last, columns = x.contiguous(memory_format=torch.channels_last), torch.zeros((1000, 9 * c), dtype=torch.bfloat16)
+    taps, large = torch.zeros((1000, 9)).int(), torch.zeros((n, c, 2 * h, 2 * w), dtype=torch.bfloat16)
+    large, source = large.contiguous(memory_format=layout), torch.zeros((n, 2 * h, 2 * w), dtype=torch.int32)
+    kernel("panoptic_conv", "panoptic_gather")(last, taps, columns)
+    kernel("panoptic_conv", "panoptic_put")(last, rows, rows[0], index, taps)
+    kernel("panoptic_conv", "panoptic_take")(last, index, taps, rows)
+    kernel("panoptic_conv", "panoptic_add")(wide, columns, taps)
+    kernel("panoptic_upsample")(x, source, large)
+    kernel("panoptic_upsample", "panoptic_upsample_dx")(large, offsets, index, x)
+    rows, weights, sums = (
+        torch.zeros(99, 6 * c),
+        torch.zeros(n, 16, h, w).to(memory_format=layout),
+        torch.zeros(n, 16, 2 * c),
+    )
+    dots, of_pixels = torch.zeros(n, 32, h, w).to(memory_format=layout), torch.zeros(n, 2, h, w)
+    kernel("region_moments")(x, patches, None, None, torch.zeros(99), *(torch.zeros(99, c) for _ in range(3)))
+    kernel("modulate_region")(x, patches, of_pixels, rows[:, : 4 * c], 0.2, x)
+    kernel("modulate_region", "modulate_region_sums")(
+        x, x, patches, of_pixels, None, None, rows[:, : 4 * c], 0.2, table
+    )
+    kernel("modulate_region", "modulate_region_dx")(x, x, patches, of_pixels, rows, 0.2, x, of_pixels)
+    kernel("channel_pool")(x, of_pixels.bfloat16(), patches)
+    kernel("channel_pool", "channel_pool_backward")(of_pixels.bfloat16(), patches, x)
+    kernel("modulate_mix")(x, weights, weights, sums, x)
+    kernel("modulate_mix", "mix_sums")(x, x, weights, weights, sums)
+    kernel("modulate_mix", "mix_dots")(x, x, sums, dots)
     kernel("spectral_weight")(weight, u, v, 1, 1e-12, weight, u, v, sigma)
     kernel("spectral_weight", "spectral_weight_backward")(weight, weight, u, v, sigma, weight)
     return found
@@ -343,17 +512,26 @@ def _compile(kernel: Any, arguments: dict, options: dict, capability: int) -> An
     from triton.compiler import ASTSource
 
     signature, constants, attributes = {}, {}, {}
-    for i, (name, value) in enumerate(arguments.items()):
+
+    def specialise(name: str, value: Any, path: tuple[int, ...]) -> Any:
+        """The type of an argument, or of each of a tuple's; constants and divisibility are noted under `path`."""
+        if isinstance(value, tuple):
+            return tuple(specialise(name, item, (*path, i)) for i, item in enumerate(value))
         if isinstance(value, Tensor):
-            signature[name] = POINTERS[value.dtype]
+            kind = POINTERS[value.dtype]
         elif isinstance(value, float):
-            signature[name] = "fp32"
+            return "fp32"
         elif value is None or value == 1 or name.isupper():
-            signature[name], constants[(i,)] = "constexpr", value
+            constants[path] = value
+            return "constexpr"
         else:
-            signature[name] = "i32"
-        if isinstance(value, Tensor) or (signature[name] == "i32" and value % 16 == 0):
-            attributes[(i,)] = [["tt.divisibility", 16]]
+            kind = "i32"
+        if isinstance(value, Tensor) or value % 16 == 0:
+            attributes[path] = [["tt.divisibility", 16]]
+        return kind
+
+    for i, (name, value) in enumerate(arguments.items()):
+        signature[name] = specialise(name, value, (i,))
     return triton.compile(
         ASTSource(kernel, signature, constants, attributes), target=GPUTarget("cuda", capability, 32), options=options
     )

@@ -30,6 +30,7 @@ class Phase:
     loss: Callable[[Batch], dict[str, Tensor]]  # weighted terms; their sum is minimised
     optimizer: Adam
     every: int = 1  # runs in iterations 0, every, 2 * every, ...
+    after: Callable[[], None] | None = None  # called after each of its steps, to put parameters back into their range
 
 
 class System(nn.Module):
@@ -41,6 +42,7 @@ class System(nn.Module):
         for phase in system.phases:
             system.freeze_all_but(phase)
             sum(phase.loss(batch).values()).backward(), then a step of the phase's optimizer
+            phase.after(), if there is one
 
     Networks are in the mode (train or eval) that the caller put the system in.
     """
@@ -69,6 +71,10 @@ class System(nn.Module):
 
     def decay(self, epoch: int) -> float:
         """Factor on every learning rate in this epoch, counted from 1."""
+        return 1.0
+
+    def rate(self, step: int) -> float:
+        """Factor on every learning rate in this iteration, counted from 0 over all epochs; multiplies `decay`."""
         return 1.0
 
     def translate(self, batch: Batch) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from i2ifast.nn.styles import region_means
 
 from . import spade
 from ._system import Batch
-from .spade import LabelConv2d, MultiscaleDiscriminator, Semantics, pad_to
+from .spade import LabelConv2d, NLayerDiscriminator, Semantics, pad_to
 
 
 @dataclass
@@ -134,16 +134,21 @@ class SEANGenerator(nn.Module):
         return torch.tanh(self.conv_img(F.leaky_relu(x, 0.2, inplace=True)))
 
 
+class MultiscaleDiscriminator(spade.MultiscaleDiscriminator):
+    """That of SPADE, with stride 2 in all layers but the last."""
+
+    def discriminator(self, config: Config) -> NLayerDiscriminator:
+        return NLayerDiscriminator(config.semantic_nc, config.ndf, config.n_layers_D, flat=0)
+
+
 class System(spade.System):
     """Generator with style encoder, and discriminator; one generator step, then one discriminator step."""
 
     Config = Config
     PRESETS = PRESETS
+    Generator = SEANGenerator
+    Discriminator = MultiscaleDiscriminator
     plan_per_sample = True
-
-    def add_nets(self) -> None:
-        self.nets["G"] = SEANGenerator(self.config)
-        self.nets["D"] = MultiscaleDiscriminator(self.config, last_stride=2)
 
     def prepare(self, batch: Batch) -> Batch:
         """Add `semantics`: the batch's plan, else one made of `label` and `instance` ([N,1,H,W] integers)."""
@@ -151,8 +156,8 @@ class System(spade.System):
         semantics = batch["semantics"]
         return batch if isinstance(semantics, Tensor) else {**batch, "semantics": semantics.per_sample()}
 
-    def generate(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.nets["G"](batch["semantics"], batch["image"], noise=self.randn), {}
+    def generate(self, batch: Batch, z: None) -> Tensor:
+        return self.nets["G"](batch["semantics"], batch["image"], noise=self.randn)
 
     @torch.no_grad()
     def encode(self, batch: Batch) -> Tensor:

@@ -7,7 +7,7 @@ import logging
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +57,12 @@ class Config:
     niter: int = 50  # epochs before the learning rate decays
     niter_decay: int = 0  # epochs of linear decay to zero
 
+    # What the original calls by these names exists here in this one form.
+    ONLY: ClassVar[dict[str, Any]] = {
+        "netG": "spade", "netD": "multiscale", "netD_subarch": "n_layer", "norm_D": "spectralinstance",
+        "norm_E": "spectralinstance", "output_nc": 3, "optimizer": "adam",
+    }  # fmt: skip
+
     def __post_init__(self) -> None:
         if self.gan_mode not in GAN_LOSSES:
             raise ValueError(f"gan_mode {self.gan_mode!r}: expected one of {', '.join(GAN_LOSSES)}")
@@ -97,11 +103,8 @@ class Config:
     @classmethod
     def from_original(cls, options: dict[str, Any]) -> "Config":
         """From the original's option names and values; ValueError for a network this system does not have."""
-        only = {"netG": "spade", "netD": "multiscale", "netD_subarch": "n_layer", "norm_D": "spectralinstance",
-                "norm_E": "spectralinstance", "output_nc": 3, "optimizer": "adam"}  # fmt: skip
-        if options["use_vae"]:
-            only["z_dim"] = Z_DIM
-        for name, value in only.items():
+        only = {"z_dim": Z_DIM} if options["use_vae"] else {}
+        for name, value in (cls.ONLY | only).items():
             if options.get(name, value) != value:
                 raise ValueError(f"{name} {options[name]!r}: only {value!r} is supported")
         values = {field.name: options[field.name] for field in fields(cls) if field.name in options}
@@ -124,9 +127,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class LabelConv2d(nn.Conv2d):
-    """Convolution over a label map resized by nearest neighbour to `size` (h, w)."""
+    """Convolution over a label map, first resized by nearest neighbour to `size` (h, w) if given."""
 
-    def forward(self, seg: Semantics, size: tuple[int, int]) -> Tensor:
+    def forward(self, seg: Semantics, size: tuple[int, int] | None = None) -> Tensor:
         return label_conv2d(seg, self.weight, self.bias, size, self.stride[0], self.padding[0])
 
 
@@ -172,26 +175,31 @@ class SPADEGenerator(nn.Module):
 
 
 class NLayerDiscriminator(nn.Module):
-    """Patch discriminator of a label map and images -> the outputs of all its layers, the logits last."""
+    """Patch discriminator of a label map and images -> the outputs of all its layers, the logits last.
 
-    def __init__(self, label_nc: int, ndf: int, n_layers: int, last_stride: int = 1) -> None:
+    Layers have stride 2, except for layer `flat` and the last one.
+    """
+
+    def __init__(self, label_nc: int, ndf: int, n_layers: int, flat: int) -> None:
         super().__init__()
         self.label_nc = label_nc
         self.model0 = nn.Sequential(nn.Conv2d(label_nc + 3, ndf, 4, 2, 2), nn.LeakyReLU(0.2))
         for n in range(1, n_layers):
             fin, ndf = ndf, min(2 * ndf, 512)
-            conv = spectral_norm(nn.Conv2d(fin, ndf, 4, last_stride if n == n_layers - 1 else 2, 2, bias=False))
+            conv = spectral_norm(nn.Conv2d(fin, ndf, 4, 1 if n == flat else 2, 2, bias=False))
             self.add_module(f"model{n}", nn.Sequential(nn.Sequential(conv), InstanceNormAct(ndf, 0.2)))
         self.add_module(f"model{n_layers}", nn.Sequential(nn.Conv2d(ndf, 1, 4, 1, 2)))
 
-    def forward(self, seg: Semantics, images: Tensor) -> list[Tensor]:
-        """images [kN,3,H,W] of the N label maps, k times over.
+    def forward(self, seg: Semantics | None, images: Tensor) -> list[Tensor]:
+        """images [kN,3,H,W] of the N label maps, k times over; seg None if it has label_nc 0.
 
         The first convolution is linear in its input: of a plan, the label map's part of it is computed once for all k,
         on the distinct label windows.
         """
         conv, act = self.model0
-        if isinstance(seg, Tensor):
+        if seg is None:
+            x = conv(images)
+        elif isinstance(seg, Tensor):
             x = conv(torch.cat([seg.repeat(len(images) // len(seg), 1, 1, 1), images], 1))
         else:
             of_labels, of_images = conv.weight.split([self.label_nc, 3], 1)
@@ -208,13 +216,15 @@ class NLayerDiscriminator(nn.Module):
 class MultiscaleDiscriminator(nn.Module):
     """Patch discriminators of label map and images together, at full resolution, at half, ..."""
 
-    def __init__(self, config: Config, last_stride: int = 1) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
         for i in range(config.num_D):
-            discriminator = NLayerDiscriminator(config.semantic_nc, config.ndf, config.n_layers_D, last_stride)
-            self.add_module(f"discriminator_{i}", discriminator)
+            self.add_module(f"discriminator_{i}", self.discriminator(config))
 
-    def forward(self, seg: Semantics, images: Tensor) -> Features:
+    def discriminator(self, config: Config) -> NLayerDiscriminator:
+        return NLayerDiscriminator(config.semantic_nc, config.ndf, config.n_layers_D, config.n_layers_D - 1)
+
+    def forward(self, seg: Semantics | None, images: Tensor) -> Features:
         """images [kN,3,H,W] of the N label maps, k times over."""
         outputs = []
         for discriminator in self.children():
@@ -222,7 +232,7 @@ class MultiscaleDiscriminator(nn.Module):
             images = F.avg_pool2d(images, 3, 2, 1, count_include_pad=False)
             if isinstance(seg, Tensor):
                 seg = F.avg_pool2d(seg, 3, 2, 1, count_include_pad=False)
-            else:
+            elif seg is not None:
                 seg = seg.avg_pool2d(3, 2, 1)
         return outputs
 
@@ -253,11 +263,16 @@ class System(_system.System):
 
     Config = Config
     PRESETS = PRESETS
+    Generator: ClassVar[type[nn.Module]] = SPADEGenerator
+    Discriminator: ClassVar[type[nn.Module]] = MultiscaleDiscriminator
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.add_nets()
+        self.nets["G"] = self.Generator(config)
+        self.nets["D"] = self.Discriminator(config)
+        if config.use_vae:
+            self.nets["E"] = ConvEncoder(config)
         if config.lambda_vgg and config.vgg_weights:
             self.fixed["VGG"] = VGG19(config.vgg_weights)
         elif config.lambda_vgg:
@@ -270,12 +285,6 @@ class System(_system.System):
             Phase("G", generator, self.generator_loss, Adam(config.lr / rate, betas), every=config.D_steps_per_G),
             Phase("D", ("D",), self.discriminator_loss, Adam(config.lr * rate, betas)),
         ]
-
-    def add_nets(self) -> None:
-        self.nets["G"] = SPADEGenerator(self.config)
-        self.nets["D"] = MultiscaleDiscriminator(self.config)
-        if self.config.use_vae:
-            self.nets["E"] = ConvEncoder(self.config)
 
     def init_weights(self) -> None:
         """Xavier normal with gain 0.02; biases zero."""
@@ -314,37 +323,49 @@ class System(_system.System):
         mu, logvar = self.nets["E"](images)
         return self.randn(mu.shape, mu) * torch.exp(0.5 * logvar) + mu, mu, logvar
 
+    def generate(self, batch: Batch, z: Tensor | None) -> Tensor:
+        return self.nets["G"](batch["semantics"], z)
+
+    def target(self, batch: Batch) -> Tensor:
+        """What the perceptual term compares fakes with."""
+        return batch["image"]
+
+    def judge(self, batch: Batch, fake: Tensor) -> Features:
+        """Outputs for fake and real images, from one pass over both: the fake ones come first."""
+        return self.nets["D"](batch["semantics"], torch.cat([fake, batch["image"]]))
+
     def discriminate(self, batch: Batch, fake: Tensor) -> tuple[Features, Features]:
-        """Outputs for fake and real images, from one pass over both."""
-        outputs = self.nets["D"](batch["semantics"], torch.cat([fake, batch["image"]]))
-        n = len(fake)
+        """Outputs for fake and for real images."""
+        outputs, n = self.judge(batch, fake), len(fake)
         return [[x[:n] for x in scale] for scale in outputs], [[x[n:] for x in scale] for scale in outputs]
 
     def adversarial(self, outputs: Features, real: bool, generator: bool = False) -> Tensor:
         """The GAN loss of the logits, averaged over scales."""
         return torch.stack([self.gan(scale[-1], real, generator) for scale in outputs]).mean()
 
-    def generate(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Fake images, and the loss terms of how they came about."""
+    def matching(self, outputs: Features) -> Tensor:
+        """The feature matching loss of what `judge` returns."""
+        return feature_matching(outputs)
+
+    def generator_loss(self, batch: Batch) -> dict[str, Tensor]:
         terms, z = {}, None
         if self.config.use_vae:
             z, mu, logvar = self.encode(batch["image"])
             terms["KLD"] = self.config.lambda_kld * kl_divergence(mu, logvar)
-        return self.nets["G"](batch["semantics"], z), terms
-
-    def generator_loss(self, batch: Batch) -> dict[str, Tensor]:
-        fake, terms = self.generate(batch)
-        on_fake, on_real = self.discriminate(batch, fake)
+        fake = self.generate(batch, z)
+        outputs = self.judge(batch, fake)
+        on_fake = [[x[: len(fake)] for x in scale] for scale in outputs]
         terms["GAN"] = self.adversarial(on_fake, real=True, generator=True)
         if self.config.lambda_feat:
-            terms["GAN_Feat"] = self.config.lambda_feat * feature_matching(on_fake, on_real)
+            terms["GAN_Feat"] = self.config.lambda_feat * self.matching(outputs)
         if "VGG" in self.fixed:
-            terms["VGG"] = self.config.lambda_vgg * perceptual(self.fixed["VGG"], fake, batch["image"])
+            terms["VGG"] = self.config.lambda_vgg * perceptual(self.fixed["VGG"], fake, self.target(batch))
         return terms
 
     def discriminator_loss(self, batch: Batch) -> dict[str, Tensor]:
         with torch.no_grad():  # a second fake, by the generator just updated
-            fake, _ = self.generate(batch)
+            z = self.encode(batch["image"])[0] if self.config.use_vae else None
+            fake = self.generate(batch, z)
         on_fake, on_real = self.discriminate(batch, fake)
         return {"D_Fake": self.adversarial(on_fake, real=False), "D_real": self.adversarial(on_real, real=True)}
 
@@ -363,8 +384,7 @@ class System(_system.System):
                 z = self.randn((len(batch["label"]), Z_DIM), self.nets["G"].fc.weight)
         if h % stride or w % stride:
             batch = {name: pad_to(batch[name], stride) for name in ("label", "instance") if name in batch}
-        fake = self.nets["G"](self.prepare(batch)["semantics"], z)
-        return {"fake": fake[..., :h, :w]}
+        return {"fake": self.generate(self.prepare(batch), z)[..., :h, :w]}
 
     def load_original(self, path: str | Path, epoch: str = "latest") -> None:
         """Load <epoch>_net_{G,D,E}.pth of a checkpoint folder (D may be absent), or one such file."""

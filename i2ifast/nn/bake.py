@@ -10,6 +10,11 @@ from ..ops.conv3x3 import PackedConv3x3, fast
 from .conv import Conv2d, is_3x3
 
 
+def is_winograd(conv: nn.Conv2d) -> bool:
+    """Whether the CPU kernel of ops.conv3x3 takes it, whatever its padding."""
+    return is_3x3(conv) and fast(conv.weight, conv.in_channels, conv.out_channels)
+
+
 class PackedConv2d(nn.Module):
     """A convolution whose weight lies as its kernel wants it, instead of being laid out in every forward.
 
@@ -21,8 +26,7 @@ class PackedConv2d(nn.Module):
         self.bias = None if conv.bias is None else conv.bias.detach()
         self.weight = conv.weight.detach()
         self.geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
-        ours = is_3x3(conv) and fast(self.weight, conv.in_channels, conv.out_channels)
-        self.winograd = PackedConv3x3(self.weight, self.bias) if ours else None
+        self.winograd = PackedConv3x3(self.weight, self.bias, conv.padding_mode) if is_winograd(conv) else None
         self.packed: Tensor | None = None
 
     @staticmethod
@@ -32,7 +36,7 @@ class PackedConv2d(nn.Module):
             isinstance(conv, nn.Conv2d)
             and type(conv).forward is nn.Conv2d.forward
             and type(conv)._conv_forward in (nn.Conv2d._conv_forward, Conv2d._conv_forward)
-            and conv.padding_mode == "zeros"
+            and (conv.padding_mode == "zeros" or is_winograd(conv))
             and not isinstance(conv.padding, str)
             and conv.weight.dtype is torch.float32
             and conv.weight.device.type == "cpu"

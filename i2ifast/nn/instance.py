@@ -51,13 +51,24 @@ class AdaIN(nn.Module):
             gamma, beta = style.chunk(2, 1)
             style = torch.cat([1 + gamma, beta], 1)
             return modulate_style(x, style, instance_statistics(x, self.eps), self.act)
-        # sqrt(k var + eps) = sqrt(k) sqrt(var + eps / k): the unbiased variance of x as a biased one with another eps.
-        k = _unbiased(x)
-        mean, var = moments(style)
-        scale = (var * _unbiased(style) + self.eps).sqrt() / k**0.5
-        return modulate_style(x, torch.cat([scale, mean], 1), instance_statistics(x, self.eps / k), self.act)
+        return adain(x, style, self.act, self.eps)
 
 
-def _unbiased(x: Tensor) -> float:
-    count = x.size(2) * x.size(3)
+def adain(
+    x: Tensor, style: Tensor, act: str | float = "none", eps: float = 1e-5, alpha: float = 1.0, repeats: int = 1
+) -> Tensor:
+    """act(alpha * (std(style) * (x - mean(x)) / std(x) + mean(style)) + (1 - alpha) * x), std = sqrt(unbiased var + eps).
+
+    x [N, C, H, W], style [N, C, H', W']. `repeats`: how often every element of x occurs in the map that is said to be
+    normalised (4 for one upsampled x2 by nearest): the unbiased variance depends on it.
+    """
+    # sqrt(k var + eps) = sqrt(k) sqrt(var + eps / k): the unbiased variance of x as a biased one with another eps.
+    k = _unbiased(x, repeats)
+    mean, var = moments(style)
+    scale = (var * _unbiased(style) + eps).sqrt() / k**0.5
+    return modulate_style(x, alpha * torch.cat([scale, mean], 1), instance_statistics(x, eps / k), act, 1 - alpha)
+
+
+def _unbiased(x: Tensor, repeats: int = 1) -> float:
+    count = repeats * x.size(2) * x.size(3)
     return count / max(1, count - 1)

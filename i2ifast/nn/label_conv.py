@@ -1,5 +1,7 @@
 """Convolutions over label maps, computed on the distinct label windows only."""
 
+from collections.abc import Callable, Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,7 +9,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..labels import LabelPlan, Level, Windows, plan_dense
 from ..ops import gather_sum, linear
+from ..ops.gather_sum import gather_sum_into
 
+COLUMNS = 128  # of a table that are made at a time: their taps stay in memory that malloc keeps
 _plans = WeakTensorKeyDictionary()  # tensor -> (its state, its plan)
 
 
@@ -38,6 +42,33 @@ def sum_windows(rows: Tensor, windows: Windows) -> Tensor:
     """What the taps of each distinct window add up to: rows [ids * k * k, K] -> [D, K]."""
     bags, transposed = windows.bags, windows.bags_t
     return gather_sum(rows, bags.offsets, bags.index, transposed.offsets, transposed.index)
+
+
+def tap_table(
+    hidden: Tensor,
+    products: Iterable[Callable[[Tensor], Tensor]],
+    width: int,
+    windows: Windows,
+    more: Tensor | None = None,
+) -> Tensor:
+    """The table [D, width] of a convolution over rows `hidden` [ids, K]: sums of what each tap makes of its row.
+
+    `products` give the taps [ids, k * k * COLUMNS] for COLUMNS outputs after another. Of all outputs at once they would
+    be the largest tensor of a network, and the system's zeroing of fresh memory half the time of making it. A window
+    also gets the row of `more` [ids, width] that is at its centre.
+    """
+    table = hidden.new_empty((windows.count, width))
+    made = []
+    for i, (product, columns) in enumerate(zip(products, table.split(COLUMNS, 1), strict=True)):
+        rows = product(hidden).view(-1, columns.size(1))
+        if more is not None:
+            taps = rows.view(len(hidden), -1, columns.size(1))
+            taps[:, taps.size(1) // 2] += more[:, i * COLUMNS : (i + 1) * COLUMNS]
+        if torch.is_grad_enabled():
+            made.append(sum_windows(rows, windows))
+        else:
+            gather_sum_into(columns, rows, windows.bags.offsets, windows.bags.index)
+    return torch.cat(made, 1) if made else table
 
 
 def expand(rows: Tensor, windows: Windows) -> Tensor:

@@ -1,6 +1,8 @@
 """Spatially-adaptive normalisation (SPADE): Park et al., Semantic Image Synthesis with SPADE, CVPR 2019."""
 
 import re
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -21,7 +23,7 @@ from ..ops import (
 )
 from ._norm import statistics_of
 from .conv import Conv2d
-from .label_conv import centred, expand, plan_of, resized, sum_windows, table_pays, tap_matrix
+from .label_conv import COLUMNS, centred, expand, plan_of, resized, sum_windows, table_pays, tap_matrix, tap_table
 from .spectral import spectral_norm
 
 
@@ -44,14 +46,15 @@ class Modulator:
         self.weight = torch.cat([gamma.weight, beta.weight])  # [2C, hidden, k, k]
         self.bias = torch.cat([gamma.bias, beta.bias])
         self.first = PackedLinear(*self._first()) if fixed else lambda x: linear(x, *self._first())
-        self.second = PackedLinear(*self._second()) if fixed else lambda x: linear(x, *self._second())
+        self.packed = [PackedLinear(*taps) for taps in self._taps()] if fixed else None
         self.dense = PackedConv3x3(self.weight, self.bias) if fixed and self.kernel == 3 else self._dense
 
     def _first(self) -> tuple[Tensor, Tensor | None]:
         return tap_matrix(self.shared.weight), None
 
-    def _second(self) -> tuple[Tensor, Tensor]:
-        return tap_matrix(self.weight), centred(self.bias, self.kernel**2)
+    def _taps(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for weight, bias in zip(self.weight.split(COLUMNS), self.bias.split(COLUMNS), strict=True):
+            yield tap_matrix(weight), centred(bias, self.kernel**2)
 
     def _dense(self, hidden: Tensor) -> Tensor:
         if self.kernel == 3 and not torch.is_autocast_enabled(hidden.device.type):
@@ -74,10 +77,8 @@ class Modulator:
         if not table_pays(level):
             dense = self.dense(expand(hidden, level.hidden))
             return dense if more is None else dense + expand(more, level.hidden)
-        taps = self.second(hidden).view(-1, self.kernel**2, self.bias.numel())
-        if more is not None:
-            taps[:, self.kernel**2 // 2] += more  # each window of the table has one centre
-        rows = sum_windows(taps.flatten(0, 1), level.table)
+        products = self.packed or (partial(linear, weight=weight, bias=bias) for weight, bias in self._taps())
+        rows = tap_table(hidden, products, self.bias.numel(), level.table, more)
         return Table(rows, level.table.patches, level.table.segments if rows.is_cuda else None)
 
 
@@ -182,29 +183,26 @@ class SPADE(nn.Module):
         return modulated(x, seg, self.layer, act, upsample)
 
 
-class SPADEResnetBlock(nn.Module):
+class ModulatedResnetBlock(nn.Module):
     """y = shortcut + conv_1(lrelu(norm_1(conv_0(lrelu(norm_0(x)))))); shortcut = x, or conv_s(norm_s(x)).
 
-    Drop-in for the original: `norm_G` is a SPADE config text, with 'spectral' before it for spectral norm on the
-    convolutions.
+    `norm(channels)` makes the modulated norms; with `spectral` the convolutions have spectral norm.
     """
 
-    def __init__(self, fin: int, fout: int, norm_G: str, semantic_nc: int, nhidden: int = 128) -> None:
+    def __init__(self, fin: int, fmiddle: int, fout: int, spectral: bool, norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
-        fmiddle = min(fin, fout)
         self.learned_shortcut = fin != fout
         self.conv_0 = Conv2d(fin, fmiddle, 3, padding=1)
         self.conv_1 = Conv2d(fmiddle, fout, 3, padding=1)
         if self.learned_shortcut:
             self.conv_s = nn.Conv2d(fin, fout, 1, bias=False)
-        if "spectral" in norm_G:
+        if spectral:
             for name in ("conv_0", "conv_1", "conv_s")[: 3 if self.learned_shortcut else 2]:
                 setattr(self, name, spectral_norm(getattr(self, name)))
-        config = norm_G.replace("spectral", "")
-        self.norm_0 = SPADE(config, fin, semantic_nc, nhidden)
-        self.norm_1 = SPADE(config, fmiddle, semantic_nc, nhidden)
+        self.norm_0 = norm(fin)
+        self.norm_1 = norm(fmiddle)
         if self.learned_shortcut:
-            self.norm_s = SPADE(config, fin, semantic_nc, nhidden)
+            self.norm_s = norm(fin)
 
     def forward(self, x: Tensor, seg: Tensor | LabelPlan, upsample: bool = False) -> Tensor:
         """x [N, fin, H, W] -> [N, fout, H, W], both x2 with `upsample`, which first upsamples x by nearest."""
@@ -232,3 +230,21 @@ class SPADEResnetBlock(nn.Module):
         gamma.bias.copy_(scale * (1 + gamma.bias) - 1)
         self.norm_s.param_free_norm = self.norm_0.param_free_norm
         self.norm_s.bake()
+
+
+class SPADEResnetBlock(ModulatedResnetBlock):
+    """y = shortcut + conv_1(lrelu(norm_1(conv_0(lrelu(norm_0(x)))))); shortcut = x, or conv_s(norm_s(x)).
+
+    Drop-in for the original: `norm_G` is a SPADE config text, with 'spectral' before it for spectral norm on the
+    convolutions.
+    """
+
+    def __init__(self, fin: int, fout: int, norm_G: str, semantic_nc: int, nhidden: int = 128) -> None:
+        config = norm_G.replace("spectral", "")
+        super().__init__(
+            fin,
+            min(fin, fout),
+            fout,
+            "spectral" in norm_G,
+            lambda channels: SPADE(config, channels, semantic_nc, nhidden),
+        )

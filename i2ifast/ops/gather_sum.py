@@ -46,6 +46,14 @@ define(
 autograd("gather_sum", _setup, _backward)
 
 
+def gather_sum_into(out: Tensor, rows: Tensor, offsets: Tensor, index: Tensor) -> None:
+    """`gather_sum` without derivatives into out [D, K], which may be columns of a wider table."""
+    if _backend.choose("gather_sum", "gather_sum", rows) != "cpu" or index.numel() == 0:
+        out.copy_(torch.ops.i2ifast.gather_sum(rows, offsets, index, offsets, index))
+    else:
+        _backend.kernel("cpu", "gather_sum", "gather_sum")(rows.contiguous(), offsets, index, out)
+
+
 def gather_sum(rows: Tensor, offsets: Tensor, index: Tensor, t_offsets: Tensor, t_index: Tensor) -> Tensor:
     """out[d] = sum of rows[index[i]] for i in offsets[d] .. offsets[d+1] - 1
 

@@ -20,6 +20,14 @@ from ._op import (
 from .moments import Statistics, no_statistics
 
 
+def _keeping(style: Tensor, mean: Tensor, rstd: Tensor, keep: float) -> Tensor:
+    """The style that adds keep * x as well: x = xhat / rstd + mean."""
+    if keep == 0:
+        return style
+    scale, shift = style.chunk(2, 1)
+    return torch.cat([scale + keep / rstd.to(style.dtype), shift + keep * mean.to(style.dtype)], 1)
+
+
 def reference_forward(x: Tensor, style: Tensor, mean: Tensor, rstd: Tensor, slope: float) -> Tensor:
     xhat = m.normalise(x, mean, rstd)
     scale, shift = m.spread(style.to(xhat.dtype)).chunk(2, 1)
@@ -44,7 +52,7 @@ def reference_dx(dy, x, style, mean, rstd, means, slope) -> Tensor:
     return m.normalise_gradient(g, xhat, rstd, means).to(x.dtype)
 
 
-def _forward(x, style, mean, rstd, of_x, slope, group):
+def apply_style(x, style, mean, rstd, slope) -> Tensor:
     layout = memory_format(x)
     backend = _backend.choose("modulate_style", "modulate_style", x)
     if backend == "reference" or x.numel() == 0:
@@ -55,37 +63,55 @@ def _forward(x, style, mean, rstd, of_x, slope, group):
     return y
 
 
-def _backward(dy, x, style, mean, rstd, of_x, slope, group):
+def style_sums(dy, x, style, mean, rstd, slope) -> Tensor:
+    """The gradient of style [N, 2C]: sums over each plane of dz * xhat and of dz."""
+    layout = memory_format(x)
+    backend = _backend.choose("modulate_style", "modulate_style_sums", x)
+    if backend == "reference" or x.numel() == 0:
+        return reference_dstyle(dy, x, style, mean, rstd, slope)
+    dy, x, style = dy.contiguous(memory_format=layout), x.contiguous(memory_format=layout), style.contiguous()
+    dstyle = torch.empty_like(style)
+    _backend.kernel(backend, "modulate_style", "modulate_style_sums")(dy, x, style, mean, rstd, slope, dstyle)
+    return dstyle
+
+
+def style_dx(dy, x, style, mean, rstd, means, slope) -> Tensor:
+    """rstd * (g - means[0] - xhat * means[1]) with g = dz * scale."""
     layout = memory_format(x)
     backend = _backend.choose("modulate_style", "modulate_style_dx", x)
-    reference = backend == "reference" or x.numel() == 0
-    if reference:
-        dstyle = reference_dstyle(dy, x, style, mean, rstd, slope)
-    else:
-        dy, x, style = dy.contiguous(memory_format=layout), x.contiguous(memory_format=layout), style.contiguous()
-        dstyle = torch.empty_like(style)
-        _backend.kernel(backend, "modulate_style", "modulate_style_sums")(dy, x, style, mean, rstd, slope, dstyle)
-    # g = dz * scale, so its sums are those of dz times scale, per sample.
-    scale = style.chunk(2, 1)[0].to(dstyle.dtype)
-    sum_gx, sum_g = (scale * d for d in dstyle.chunk(2, 1))
+    if backend == "reference" or x.numel() == 0:
+        return reference_dx(dy, x, style, mean, rstd, means, slope).contiguous(memory_format=layout)
+    dy, x, style = dy.contiguous(memory_format=layout), x.contiguous(memory_format=layout), style.contiguous()
+    dx = torch.empty_like(x)
+    _backend.kernel(backend, "modulate_style", "modulate_style_dx")(dy, x, style, mean, rstd, means, slope, dx)
+    return dx
+
+
+def _forward(x, style, mean, rstd, of_x, slope, group, keep=0.0):
+    return apply_style(x, _keeping(style, mean, rstd, keep), mean, rstd, slope)
+
+
+def _backward(dy, x, style, mean, rstd, of_x, slope, group, keep=0.0):
+    dy = dy.contiguous(memory_format=memory_format(x))
+    own, style = style.chunk(2, 1)[0], _keeping(style, mean, rstd, keep)
+    dstyle = style_sums(dy, x, style, mean, rstd, slope)
+    # g = dz * scale, so its sums are those of dz times scale, per sample. What is kept of x has no part in statistics.
+    sum_gx, sum_g = (own.to(dstyle.dtype) * d for d in dstyle.chunk(2, 1))
     sums = torch.stack([sum_g, sum_gx])
     sums = sums.sum(1, keepdim=True) if mean.size(0) == 1 else sums
     means = m.mean_of_sums(sums.to(mean.dtype), x, of_x, group)
-    if reference:
-        return reference_dx(dy, x, style, mean, rstd, means, slope).contiguous(memory_format=layout), dstyle
-    dx = torch.empty_like(x)
-    _backend.kernel(backend, "modulate_style", "modulate_style_dx")(dy, x, style, mean, rstd, means, slope, dx)
-    return dx, dstyle
+    return style_dx(dy, x, style, mean, rstd, means, slope), dstyle
 
 
 def _backward_fake(dy, x, style, *rest):
     return dense_like(x), torch.empty_like(style, memory_format=torch.contiguous_format)
 
 
-def _gradient(dy, x, style, mean, rstd, of_x, slope, group):
+def _gradient(dy, x, style, mean, rstd, of_x, slope, group, keep=0.0):
     m.refuse_group(group)
     x, style = (t if t.requires_grad else t.detach().requires_grad_() for t in (x, style))
-    y = reference_forward(x, style, *m.attach(x, mean, rstd, of_x), slope)
+    mean, rstd = m.attach(x, mean, rstd, of_x)
+    y = reference_forward(x, _keeping(style, mean, rstd, keep), mean, rstd, slope)
     return torch.autograd.grad(y, [x, style], dy.to(y.dtype), create_graph=True)
 
 
@@ -96,10 +122,10 @@ def _setup(ctx, inputs, output) -> None:
 
 def _autograd(ctx, dy):
     dx, dstyle = torch.ops.i2ifast.modulate_style_backward(dy, *ctx.saved_tensors, *ctx.rest)
-    return dx, dstyle, *[None] * 5
+    return dx, dstyle, *[None] * 6
 
 
-_ARGS = "Tensor x, Tensor style, Tensor mean, Tensor rstd, bool of_x, float slope, str group"
+_ARGS = "Tensor x, Tensor style, Tensor mean, Tensor rstd, bool of_x, float slope, str group, float keep=0.0"
 define("modulate_style", f"({_ARGS}) -> Tensor", _forward, lambda x, *rest: dense_like(x))
 define("modulate_style_backward", f"(Tensor dy, {_ARGS}) -> (Tensor, Tensor)", _backward, _backward_fake)
 autograd("modulate_style", _setup, _autograd)
@@ -107,12 +133,16 @@ second_order("modulate_style_backward", _gradient)
 
 
 def modulate_style(
-    x: Tensor, style: Tensor | None = None, statistics: Statistics | None = None, act: str | float = "none"
+    x: Tensor,
+    style: Tensor | None = None,
+    statistics: Statistics | None = None,
+    act: str | float = "none",
+    keep: float = 0.0,
 ) -> Tensor:
-    """y = act((x - mean) * rstd * style[n, c] + style[n, C + c])
+    """y = act((x - mean) * rstd * style[n, c] + style[n, C + c] + keep * x)
 
     x [N, C, H, W]; style [N, 2C] (scale, then shift), 1 and 0 if None: plain normalisation and activation in one pass.
-    y like x. Statistics default to none (x as it is). Raises ValueError for shapes or devices that do not fit. The
+    `keep` is the share of x itself that an interpolated style leaves. y like x. Statistics default to none (x as it is). Raises ValueError for shapes or devices that do not fit. The
     scale is not written 1 + gamma as in the other ops: vectors are learned and predicted as scales, and small ones
     would lose their bits.
     """
@@ -123,4 +153,4 @@ def modulate_style(
         style = torch.cat([mean.new_ones(1, x.size(1)), mean.new_zeros(1, x.size(1))], 1).expand(x.size(0), -1)
     check_shape("style", style, (x.size(0), 2 * x.size(1)))
     check_device(x, style=style, mean=mean)
-    return torch.ops.i2ifast.modulate_style(x, style.to(mean.dtype), mean, rstd, of_x, slope_of(act), group)
+    return torch.ops.i2ifast.modulate_style(x, style.to(mean.dtype), mean, rstd, of_x, slope_of(act), group, keep)

@@ -27,6 +27,19 @@ def _conv_inputs(shape, g):
     return {"x": normal(g, *shape), "weight": 0.2 * normal(g, 64, c, 3, 3), "bias": normal(g, 64)}
 
 
+def _conv(padding: str) -> Case:
+    def possible(x):
+        """A single line has no second one to reflect."""
+        return "replicate" if padding == "reflect" and min(x.shape[2:]) == 1 else padding
+
+    def plain(x, weight, bias):
+        return F.conv2d(F.pad(x, (1, 1, 1, 1), possible(x)), weight, bias)
+
+    return Case(
+        f"conv3x3-{padding}", _conv_inputs, lambda x, weight, bias: ops.conv3x3(x, weight, bias, possible(x)), plain
+    )
+
+
 def _linear_inputs(shape, g):
     n, c, h, w = shape
     return {"x": normal(g, n * h * w, c), "weight": normal(g, 2 * c, c), "bias": normal(g, 2 * c)}
@@ -54,6 +67,8 @@ CASES = [
     _moments(True),
     _moments(False),
     Case("conv3x3", _conv_inputs, ops.conv3x3, lambda x, weight, bias: F.conv2d(x, weight, bias, padding=1)),
+    _conv("replicate"),
+    _conv("reflect"),
     Case("linear", _linear_inputs, ops.linear, F.linear),
     Case("gather_sum", _gather_inputs, ops.gather_sum, _gather_plain),
 ]

@@ -1,0 +1,93 @@
+"""Nearest x2 upsampling and the convolution behind it, as one convolution of the small map."""
+
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops.conv3x3 import PADDINGS, conv3x3, fast
+
+WORTH = 1e8  # products of the large convolution from which on the small one, with its copies, takes less time
+
+
+def _taps(kernel: int) -> Tensor:
+    """[2, 3, kernel]: which taps of a line of the kernel meet which pixel of the small map, for even and odd pixels.
+
+    Output pixel 2 i + phase reads the upsampled pixels 2 i + phase + tap - kernel // 2, which repeat pixels of the
+    small map, i - 1, i or i + 1.
+    """
+    taps = torch.zeros(2, 3, kernel)
+    for phase, tap in product(range(2), range(kernel)):
+        taps[phase, (phase + tap - kernel // 2) // 2 + 1, tap] = 1
+    return taps
+
+
+def small_weight(weight: Tensor) -> Tensor:
+    """weight [O, C, k, k] as [4 O, C, 3, 3], for the four pixels that one of the small map becomes, row by row."""
+    outputs, channels, kernel, _ = weight.shape
+    taps = _taps(kernel).to(weight)
+    both = torch.einsum("aik,bjl->klabij", taps, taps).reshape(kernel * kernel, 36)
+    four = weight.reshape(-1, kernel * kernel) @ both
+    return four.view(outputs, channels, 4, 3, 3).permute(2, 0, 1, 3, 4).reshape(4 * outputs, channels, 3, 3)
+
+
+def _spread(z: Tensor) -> Tensor:
+    """[N, 4 O, H, W] to [N, O, 2 H, 2 W]."""
+    n, _, h, w = z.shape
+    cells = z.unflatten(1, (2, 2, -1))  # [N, row, column, O, H, W]
+    if z.is_contiguous():
+        return cells.permute(0, 3, 4, 1, 5, 2).reshape(n, -1, 2 * h, 2 * w)
+    return cells.permute(0, 4, 1, 5, 2, 3).reshape(n, 2 * h, 2 * w, -1).permute(0, 3, 1, 2)
+
+
+def _reflect_rows(y: Tensor, x: Tensor, weight: Tensor, corners: bool) -> None:
+    """Turn the first and last row of y, made by replication of x, into those of reflection of the upsampled x.
+
+    Two upsampled pixels of padding differ in the outer one only: it shows the second row of x instead of the first.
+    """
+    height = x.size(2)
+    for line, second, out, tap in ((0, 1, 0, 0), (height - 1, height - 2, -1, 4)):
+        replicated = F.pad(x[:, :, line, None], (1, 1, 0, 0), "replicate").repeat_interleave(2, 3)
+        reflected = F.pad(x[:, :, second, None].repeat_interleave(2, 3), (2, 2, 0, 0), "reflect")
+        difference = reflected - replicated
+        if not corners:
+            difference = F.pad(difference[..., 1:-1], (1, 1))
+        y[:, :, out] += F.conv2d(difference, weight[:, :, tap, None])[:, :, 0]
+
+
+def _pays(x: Tensor, weight: Tensor) -> bool:
+    """Whether the small convolution is the faster: measured on the CPU. With a 3x3 kernel it has as many products."""
+    saves = weight.size(-1) == 5 or fast(x, x.size(1), 4 * weight.size(0))
+    return x.device.type == "cpu" and saves and 4 * x[:, 0].numel() * weight.numel() >= WORTH
+
+
+def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, padding_mode: str = "zeros") -> Tensor:
+    """conv2d of x upsampled x2 by nearest and padded to keep its size.
+
+    x [N, C, H, W], weight [O, C, k, k] with k 3 or 5, bias [O] -> [N, O, 2 H, 2 W]; padding_mode 'zeros', 'replicate'
+    or 'reflect'. Exact up to summation order, at borders too. Of 36 (100 for k = 5) products for a pixel of x and a
+    pair of channels 36 are left, 16 as `conv3x3` computes them.
+    """
+    kernel = weight.size(-1)
+    if kernel not in (3, 5) or weight.size(-2) != kernel:
+        raise ValueError(f"weight has shape {list(weight.shape)}, expected [O, C, 3, 3] or [O, C, 5, 5]")
+    if padding_mode not in PADDINGS:
+        raise ValueError(f"padding_mode {padding_mode!r}: expected one of {', '.join(PADDINGS)}")
+    if not _pays(x, weight):
+        pad, mode = (kernel // 2,) * 4, "constant" if padding_mode == "zeros" else padding_mode
+        return F.conv2d(F.pad(F.interpolate(x, scale_factor=2), pad, mode), weight, bias)
+    # One upsampled pixel of reflection is the outermost one repeated.
+    padding = "zeros" if padding_mode == "zeros" else "replicate"
+    y = _spread(conv3x3(x, small_weight(weight), None if bias is None else bias.repeat(4), padding))
+    if padding_mode == "reflect" and kernel == 5:
+        _reflect_rows(y, x, weight, corners=True)
+        _reflect_rows(y.transpose(2, 3), x.transpose(2, 3), weight.transpose(2, 3), corners=False)
+    return y
+
+
+class UpsampleConv2d(nn.Conv2d):
+    """An nn.Upsample(scale_factor=2) and the nn.Conv2d behind it, by `upsample_conv2d`; parameters are the Conv2d's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return upsample_conv2d(x, self.weight, self.bias, self.padding_mode)
