@@ -160,13 +160,13 @@ def _dx(
         noises += one
         xhat = (centred + one * by) * scale
         share, ds, dt = _gradient(dy, xhat, at, rows, s, t, c, ok, slope, channels)
-        g += share
         _store_dscales(dscales, y_pixels, q, 0, ds, dt, p_ok, channels, PAIR, BLOCK_C)
         if PAIR:
             s, t = _scale(scales, q, 2, p_ok, PAIR), _scale(scales, q, 3, p_ok, PAIR)
-            share, ds, dt = _gradient(dy2, xhat, at, rows + 2 * channels, s, t, c, ok, slope2, channels)
-            g += share
+            second, ds, dt = _gradient(dy2, xhat, at, rows + 2 * channels, s, t, c, ok, slope2, channels)
+            share += second
             _store_dscales(dscales, y_pixels, q, 2, ds, dt, p_ok, channels, PAIR, BLOCK_C)
+        g += share  # in the order of _sums, so that g and the mean of a single one cancel
     xhat = (centred + noises / CHILDREN * by) * scale
     mean_g = row(means, n * stride_g, c, channels)
     mean_gx = row(means + groups * channels, n * stride_g, c, channels)

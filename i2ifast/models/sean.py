@@ -4,7 +4,6 @@ Zhu, Abdal, Qin, Wonka. SEAN: Image Synthesis with Semantic Region-Adaptive Norm
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -18,7 +17,7 @@ from i2ifast.nn.styles import region_means
 
 from . import spade
 from ._system import Batch
-from .spade import LabelConv2d, NLayerDiscriminator, Semantics, pad_to
+from .spade import NLayerDiscriminator, Semantics
 
 
 @dataclass
@@ -91,29 +90,20 @@ class Zencoder(nn.Module):
         return region_means(self.model(images), seg)
 
 
-class SEANGenerator(nn.Module):
+class SEANGenerator(spade.SPADEGenerator):
     """Label map and styles of its regions to images [N,3,H,W] in [-1, 1], of the label map's size.
 
     H and W must be multiples of config.stride. Every layer adds `noise`, in evaluation too.
     """
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.config = config
-
-        def block(fin: int, fout: int, use_rgb: bool = True) -> SEANResnetBlock:
-            widths = config.nhidden, config.style_length
-            return SEANResnetBlock(fin, fout, config.norm_G, config.semantic_nc, use_rgb, *widths)
-
-        nf = 16 * config.ngf
+        super().__init__(config)
         self.Zencoder = Zencoder(config)
-        self.fc = LabelConv2d(config.semantic_nc, nf, 3, padding=1)
-        self.head_0 = block(nf, nf)
-        self.G_middle_0 = block(nf, nf)
-        self.G_middle_1 = block(nf, nf)
-        for i, (fin, fout) in enumerate(pairwise(nf >> i for i in range(5))):
-            self.add_module(f"up_{i}", block(fin, fout, use_rgb=i < 3))
-        self.conv_img = nn.Conv2d(config.ngf, 3, 3, padding=1)
+
+    def block(self, fin: int, fout: int) -> SEANResnetBlock:
+        config, use_rgb = self.config, fout > self.config.ngf  # the last block knows no styles
+        widths = config.nhidden, config.style_length
+        return SEANResnetBlock(fin, fout, config.norm_G, config.semantic_nc, use_rgb, *widths)
 
     def forward(
         self,
@@ -123,15 +113,8 @@ class SEANGenerator(nn.Module):
         noise: Noise = standard_normal,
     ) -> Tensor:
         """styles [N, R, style_length], by default those that the regions of seg have in `images`."""
-        h, w = seg.shape[-2:] if isinstance(seg, Tensor) else seg.size
         styles = self.Zencoder(images, seg) if styles is None else styles
-        x = self.fc(seg, (h // self.config.stride, w // self.config.stride))
-        x = self.head_0(x, seg, styles, noise=noise)
-        x = self.G_middle_0(x, seg, styles, True, noise)
-        x = self.G_middle_1(x, seg, styles, self.config.num_upsampling_layers == "more", noise)
-        for i in range(4):
-            x = self.get_submodule(f"up_{i}")(x, seg, styles, True, noise)
-        return torch.tanh(self.conv_img(F.leaky_relu(x, 0.2, inplace=True)))
+        return self.decode(self.first(seg, None), seg, styles, noise)
 
 
 class MultiscaleDiscriminator(spade.MultiscaleDiscriminator):
@@ -156,28 +139,23 @@ class System(spade.System):
         semantics = batch["semantics"]
         return batch if isinstance(semantics, Tensor) else {**batch, "semantics": semantics.per_sample()}
 
-    def generate(self, batch: Batch, z: None) -> Tensor:
-        return self.nets["G"](batch["semantics"], batch["image"], noise=self.randn)
+    def generate(self, batch: Batch, z: Tensor | None) -> Tensor:
+        return self.nets["G"](batch["semantics"], batch.get("image"), z, self.randn)
 
     @torch.no_grad()
-    def encode(self, batch: Batch) -> Tensor:
-        """Styles [N, R, style_length] of the regions of `label` in `image`, from an unprepared batch of any size."""
-        return self.nets["G"].Zencoder(batch["image"], self.prepare(batch)["semantics"])
+    def codes(self, batch: Batch) -> Tensor:
+        """Styles [N, R, style_length] of the regions of `label`, from a batch of any size: `styles` if given (see
+        `mix`), else those in `image`, else zeros, as regions have that the image of the style does not have."""
+        if "styles" in batch:
+            return batch["styles"]
+        if "image" in batch:
+            return self.nets["G"].Zencoder(batch["image"], self.prepare(batch)["semantics"])
+        shape = len(batch["label"]), self.config.semantic_nc, self.config.style_length
+        return self.nets["G"].fc.weight.new_zeros(shape)
 
-    @torch.no_grad()
     def translate(self, batch: Batch) -> dict[str, Tensor]:
-        """{"fake": [N,3,H,W]} of any size, in `styles` ([N, R, style_length], see `encode` and `mix`), else in those
-        of `image`, else in none."""
-        h, w = batch["label"].shape[-2:]
-        batch = self.prepare(batch)
-        styles = batch.get("styles")
-        if styles is None:
-            shape = len(batch["label"]), self.config.semantic_nc, self.config.style_length
-            styles = self.encode(batch) if "image" in batch else self.nets["G"].fc.weight.new_zeros(shape)
-        if h % self.config.stride or w % self.config.stride:
-            batch = {name: pad_to(batch[name], self.config.stride) for name in ("label", "instance") if name in batch}
-        fake = self.nets["G"](self.prepare(batch)["semantics"], styles=styles, noise=self.randn)
-        return {"fake": fake[..., :h, :w]}
+        """{"fake": [N,3,H,W]} of any size, in the styles that `codes` gives."""
+        return super().translate(self.prepare(batch))  # once for both
 
 
 def mix(styles: Tensor, others: Tensor, share: Tensor | float) -> Tensor:

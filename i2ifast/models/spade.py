@@ -376,19 +376,22 @@ class System(_system.System):
         on_fake, on_real = self.discriminate(batch, fake)
         return {"D_Fake": self.adversarial(on_fake, real=False), "D_real": self.adversarial(on_real, real=True)}
 
+    def codes(self, batch: Batch) -> Tensor | None:
+        """What `translate` generates with: a style, that of `image` if given, with use_vae, else None."""
+        if not self.config.use_vae:
+            return None
+        (h, w), (height, width) = batch["label"].shape[-2:], self.config.size
+        if (h, w) != (height, width):
+            raise ValueError(f"label map of {h}x{w} pixels: with use_vae it must have {height}x{width}")
+        if "image" in batch:
+            return self.encode(batch)[0]
+        return self.randn((len(batch["label"]), Z_DIM), self.nets["G"].fc.weight)
+
     @torch.no_grad()
     def translate(self, batch: Batch) -> dict[str, Tensor]:
         """{"fake": [N,3,H,W]} of any size without use_vae; with it of config.size, in the style of `image` if given."""
         h, w = batch["label"].shape[-2:]
-        stride, z = self.config.stride, None
-        if self.config.use_vae:
-            height, width = self.config.size
-            if (h, w) != (height, width):
-                raise ValueError(f"label map of {h}x{w} pixels: with use_vae it must have {height}x{width}")
-            if "image" in batch:
-                z = self.encode(batch)[0]
-            else:
-                z = self.randn((len(batch["label"]), Z_DIM), self.nets["G"].fc.weight)
+        stride, z = self.config.stride, self.codes(batch)
         if h % stride or w % stride:
             batch = {name: pad_to(batch[name], stride) for name in ("label", "instance", "dist") if name in batch}
         return {"fake": self.generate(self.prepare(batch), z)[..., :h, :w]}

@@ -11,8 +11,7 @@ from ..ops import modulate, modulate_table
 from ._norm import statistics_of
 from .conv import Conv2d
 from .label_conv import plan_of, resized
-from .spade import SPADE, Modulator, Table, upsampled
-from .spectral import spectral_norm
+from .spade import SPADE, Modulator, ResnetBlock, Table, upsampled
 from .styles import StyleModulator
 
 REGIONS = 19  # linear layers for the styles of regions that the original has, however many labels there are
@@ -129,12 +128,14 @@ class ACE(nn.Module):
         return modulate(x, by, None, statistics, act)
 
 
-class SEANResnetBlock(nn.Module):
+class SEANResnetBlock(ResnetBlock):
     """y = shortcut + conv_1(lrelu(ace_1(conv_0(lrelu(ace_0(x)))))); shortcut = x, or conv_s(ace_s(x)).
 
     Drop-in for the original: `norm_G` is a SPADE config text, with 'spectral' before it for spectral norm on the
     convolutions; without `use_rgb` no styles enter.
     """
+
+    layers = "ace"
 
     def __init__(
         self,
@@ -146,33 +147,21 @@ class SEANResnetBlock(nn.Module):
         nhidden: int = 128,
         style_length: int = 512,
     ) -> None:
-        super().__init__()
-        fmiddle = min(fin, fout)
-        self.learned_shortcut = fin != fout
-        self.conv_0 = Conv2d(fin, fmiddle, 3, padding=1)
-        self.conv_1 = Conv2d(fmiddle, fout, 3, padding=1)
-        if self.learned_shortcut:
-            self.conv_s = nn.Conv2d(fin, fout, 1, bias=False)
-        if "spectral" in norm_G:
-            for name in ("conv_0", "conv_1", "conv_s")[: 3 if self.learned_shortcut else 2]:
-                setattr(self, name, spectral_norm(getattr(self, name)))
         config = norm_G.replace("spectral", "")
 
         def ace(channels: int) -> ACE:
             spade_params = [config, channels, semantic_nc]
             return ACE(config, channels, 3, None, "train", spade_params, use_rgb, nhidden, style_length)
 
-        self.ace_0, self.ace_1 = ace(fin), ace(fmiddle)
-        if self.learned_shortcut:
-            self.ace_s = ace(fin)
+        super().__init__(fin, min(fin, fout), fout, Conv2d, ace, "spectral" in norm_G)
 
     def forward(
         self,
         x: Tensor,
         seg: Tensor | LabelPlan,
         style_codes: Tensor | None = None,
-        upsample: bool = False,
         noise: Noise = standard_normal,
+        upsample: bool = False,
     ) -> Tensor:
         """x [N, fin, H, W] -> [N, fout, H, W], both x2 with `upsample`, which first upsamples x by nearest."""
         if self.learned_shortcut:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -200,6 +200,8 @@ class SPADE(nn.Module):
 class ResnetBlock(nn.Module):
     """The parts of a residual block of SPADE-like layers: `conv` and `norm` make its convolutions and layers."""
 
+    layers: ClassVar[str] = "norm"  # what their names begin with
+
     def __init__(
         self,
         fin: int,
@@ -216,10 +218,10 @@ class ResnetBlock(nn.Module):
         self.conv_1 = wrap(conv(fmiddle, fout, 3, padding=1))
         if self.learned_shortcut:
             self.conv_s = wrap(conv(fin, fout, 1, bias=False))
-        self.norm_0 = norm(fin)
-        self.norm_1 = norm(fmiddle)
+        self.add_module(f"{self.layers}_0", norm(fin))
+        self.add_module(f"{self.layers}_1", norm(fmiddle))
         if self.learned_shortcut:
-            self.norm_s = norm(fin)
+            self.add_module(f"{self.layers}_s", norm(fin))
 
 
 class ModulatedResnetBlock(ResnetBlock):
