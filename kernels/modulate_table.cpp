@@ -42,53 +42,22 @@ inline const float* centred(const ModulateTable& p, const T* __restrict x, const
   return scratch;
 }
 
-// Sums of one output over a run of pixels of y that share a table row, for `n` <= kLanes channels: gradients of gamma and beta, and g; with
-// noise also xhat, g * noise and xhat * noise.
-struct Run {
-  const ModulateTable& p;
-  const float *mean, *rstd, *strength, *gamma, *beta;
-  int64_t first, last, scale;  // pixels of a row of y, and how many of them are one of x
-  int64_t at;                  // of that row among all pixels of y
-  int k;
-};
-
+// At a pixel of y, adds the gradients of gamma and beta to two rows, and to more: with scales g, with noise xhat, dz * noise and
+// xhat * noise. Not inlined, for compilers would sum over pixels inside and channels outside, against the order of memory.
 template <class T, Extra E>
-inline void run_sums(const Run& r, const T* __restrict dy, const T* __restrict x, int64_t c0, int64_t n, float (*__restrict sums)[kLanes]) {
-  float mean[kLanes] = {}, rstd[kLanes] = {}, gain[kLanes] = {}, beta[kLanes] = {}, strength[kLanes] = {};
-  float dgamma[kLanes] = {}, dbeta[kLanes] = {}, g[kLanes] = {}, sum_x[kLanes] = {}, sum_gn[kLanes] = {}, sum_xn[kLanes] = {};
-  for (int64_t c = 0; c < n; ++c)
-    mean[c] = r.mean[c0 + c], rstd[c] = r.rstd[c0 + c], gain[c] = 1 + r.gamma[c0 + c], beta[c] = r.beta[c0 + c];
-  for (int64_t c = 0; E == Extra::noise && c < n; ++c) strength[c] = r.strength[c0 + c];
-  const float slope = r.p.slope[r.k];
-  auto pixel = [&](int64_t j, int64_t lanes) {
-    const T *from = x + j / r.scale * r.p.c + c0, *by = dy + j * r.p.c + c0;
-    float s = 1, t = 1, noise = 0;
-    if (E == Extra::scales) {
-      Scale of(r.p, r.at + j, r.k);
-      s = of.s, t = of.t;
-    }
-    if (E == Extra::noise) noise = r.p.noise[r.at + j];
-    for (int64_t c = 0; c < lanes; ++c) {
-      float centred = load(from[c]) - mean[c];
-      if (E == Extra::noise) centred += strength[c] * noise;
-      float xhat = centred * rstd[c];
-      float dz = xhat * (gain[c] * s) + beta[c] * t > 0 ? load(by[c]) : load(by[c]) * slope;
-      dgamma[c] += dz * xhat * s;
-      dbeta[c] += dz * t;
-      g[c] += dz * gain[c] * s;
-      if (E != Extra::noise) continue;
-      sum_x[c] += xhat;
-      sum_gn[c] += dz * gain[c] * noise;
-      sum_xn[c] += xhat * noise;
-    }
-  };
-  if (n == kLanes)
-    for (int64_t j = r.first; j < r.last; ++j) pixel(j, kLanes);
-  else
-    for (int64_t j = r.first; j < r.last; ++j) pixel(j, n);
-  for (int64_t c = 0; c < kLanes; ++c) {
-    sums[0][c] = dgamma[c], sums[1][c] = dbeta[c], sums[2][c] = g[c];
-    if (E == Extra::noise) sums[3][c] = sum_x[c], sums[4][c] = sum_gn[c], sums[5][c] = sum_xn[c];
+__attribute__((noinline)) void accumulate(const T* __restrict dy, const T* __restrict x, const float* __restrict mean,
+                                          const float* __restrict rstd, const float* __restrict strength, const float* __restrict gamma,
+                                          const float* __restrict beta, float s, float t, float noise, float (*__restrict sums)[kBlock],
+                                          int64_t n, float slope) {
+  for (int64_t c = 0; c < n; ++c) {
+    float centred = load(x[c]) - mean[c], scale = 1 + gamma[c];
+    if (E == Extra::noise) centred += strength[c] * noise;
+    float xhat = centred * rstd[c];
+    float dz = xhat * (scale * s) + beta[c] * t > 0 ? load(dy[c]) : load(dy[c]) * slope;
+    sums[0][c] += dz * xhat * s;
+    sums[1][c] += dz * t;
+    if (E == Extra::scales) sums[2][c] += dz * scale * s;
+    if (E == Extra::noise) sums[2][c] += xhat, sums[3][c] += dz * noise, sums[4][c] += xhat * noise;
   }
 }
 
@@ -146,7 +115,7 @@ template <class T, Extra E>
 void sums(T, With<E>, const ModulateTable& p, int64_t c0, int64_t n) {
   int64_t scale = p.upsample ? 2 : 1, width = p.w * scale, height = p.h * scale, row = 2 * p.c * p.outputs;
   int64_t groups = p.per_sample ? p.n : 1;
-  float sums[6][kLanes];
+  float sums[5][kBlock];
   for (int64_t sample = 0; sample < p.n; ++sample) {
     int64_t group = p.per_sample ? sample : 0;
     const float *mean = p.mean + group * p.c + c0, *rstd = p.rstd + group * p.c + c0;
@@ -154,27 +123,36 @@ void sums(T, With<E>, const ModulateTable& p, int64_t c0, int64_t n) {
     auto sum_of = [&](int64_t what) { return p.sums + (what * groups + group) * p.c + c0; };
     double *sum_g = sum_of(0), *sum_gx = sum_of(1);
     for (int64_t y = 0; y < height; ++y) {
-      const int32_t* patches = p.patches + (sample * height + y) * width;
+      const int64_t first = (sample * height + y) * width;
+      const int32_t* patches = p.patches + first;
       const T* x = static_cast<const T*>(p.x) + (sample * p.h + y / scale) * p.w * p.c + c0;
       for (int64_t i = 0, next; i < width; i = next) {
         const float* table = p.table + patches[i] * row + c0;
         for (next = i + 1; next < width && next < i + kRun && patches[next] == patches[i];) ++next;
         for (int k = 0; k < p.outputs; ++k) {
-          const int64_t first = (sample * height + y) * width;
+          std::memset(sums, 0, sizeof(sums));
           const T* dy = static_cast<const T*>(p.dy[k]) + first * p.c + c0;
           const float *gamma = table + 2 * k * p.c, *beta = gamma + p.c;
-          const Run run{p, mean, rstd, strength, gamma, beta, i, next, scale, first, k};
-          double *row_gamma = p.dtable + patches[i] * row + 2 * k * p.c + c0, *row_beta = row_gamma + p.c;
-          for (int64_t from = 0; from < n; from += kLanes) {
-            const int64_t lanes = n - from < kLanes ? n - from : kLanes;
-            run_sums<T, E>(run, dy, x, from, lanes, sums);
-            for (int64_t lane = 0, c = from; lane < lanes; ++lane, ++c) {
-              row_gamma[c] += sums[0][lane];
-              row_beta[c] += sums[1][lane];
-              sum_g[c] += sums[2][lane];
-              sum_gx[c] += (1 + gamma[c]) * sums[0][lane];
-              for (int what = 2; E == Extra::noise && what < 5; ++what) sum_of(what)[c] += sums[what + 1][lane];
+          for (int64_t j = i; j < next; ++j) {
+            float s = 1, t = 1, noise = 0;
+            if (E == Extra::scales) {
+              Scale of(p, first + j, k);
+              s = of.s, t = of.t;
             }
+            if (E == Extra::noise) noise = p.noise[first + j];
+            accumulate<T, E>(dy + j * p.c, x + j / scale * p.c, mean, rstd, strength, gamma, beta, s, t, noise, sums, n, p.slope[k]);
+          }
+          double *row_gamma = p.dtable + patches[i] * row + 2 * k * p.c + c0, *row_beta = row_gamma + p.c;
+          for (int64_t c = 0; c < n; ++c) {
+            row_gamma[c] += sums[0][c];
+            row_beta[c] += sums[1][c];
+            sum_g[c] += E == Extra::scales ? sums[2][c] : (1 + gamma[c]) * sums[1][c];
+            sum_gx[c] += (1 + gamma[c]) * sums[0][c];
+          }
+          for (int64_t c = 0; E == Extra::noise && c < n; ++c) {
+            sum_of(2)[c] += sums[2][c];
+            sum_of(3)[c] += (1 + gamma[c]) * sums[3][c];
+            sum_of(4)[c] += sums[4][c];
           }
         }
       }
