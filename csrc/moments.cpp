@@ -4,8 +4,15 @@
 
 namespace i2ifast {
 
-void moments(const Tensor& x, bool per_sample, const Tensor& mean, const Tensor& var) {
-  Moments p{x.data_ptr(), dtype_of(x), channels_last(x), x.size(0), x.size(1), x.size(2) * x.size(3), 0, nullptr, nullptr};
+void moments(const Tensor& x, bool per_sample, const Tensor& mean, const Tensor& var, const std::optional<Tensor>& noise,
+             const std::optional<Tensor>& strength) {
+  Moments p{x.data_ptr(), dtype_of(x), channels_last(x), x.size(0), x.size(1), x.size(2) * x.size(3), 0,
+            nullptr,      nullptr,     nullptr,          nullptr};
+  if (noise) {
+    STD_TORCH_CHECK(strength && noise->numel() == p.n * p.pixels && strength->numel() == p.c,
+                    "noise: expected [N, H, W] and its strength [C]");
+    p.noise = floats(*noise, "noise"), p.strength = floats(*strength, "strength");
+  }
   // Short pieces summed in float32, merged in float64: as exact for 2^24 values as for 2^7.
   int64_t size = p.channels_last ? kMomentsPixels : kMomentsPixels * 32;
   p.pieces = ceil_div(p.pixels, size);
@@ -39,7 +46,9 @@ void moments(const Tensor& x, bool per_sample, const Tensor& mean, const Tensor&
   });
 }
 
-STABLE_TORCH_LIBRARY_FRAGMENT(i2ifast_cpu, m) { m.def("moments(Tensor x, bool per_sample, Tensor(a!) mean, Tensor(b!) var) -> ()"); }
+STABLE_TORCH_LIBRARY_FRAGMENT(i2ifast_cpu, m) {
+  m.def("moments(Tensor x, bool per_sample, Tensor(a!) mean, Tensor(b!) var, Tensor? noise=None, Tensor? strength=None) -> ()");
+}
 STABLE_TORCH_LIBRARY_IMPL(i2ifast_cpu, CPU, m) { m.impl("moments", TORCH_BOX(&moments)); }
 
 }  // namespace i2ifast

@@ -66,14 +66,17 @@ class LabelPlan:
     """Distinct channel vectors of a batch of label maps, and levels made on first use and kept.
 
     Pickles, copies and moves as two tensors, so that it is cheap to hand from a data-loader worker to a device.
+    With `separate`, symbols of different samples differ: those of sample n are rows n * S / N to (n + 1) * S / N - 1.
     """
 
     values: Tensor  # [S, nc] float32: the distinct channel vectors
     symbols: Tensor  # [N, H, W] int32: rows of values
+    separate: bool = False
     levels: dict[tuple[Size, int], Level] = field(default_factory=dict)
     windowed: dict[tuple[Size, int, int, int], Windows] = field(default_factory=dict)
     pooled: dict[tuple[int, int, int], "LabelPlan"] = field(default_factory=dict, repr=False)
     maps: dict[Size, Tensor] = field(default_factory=dict, repr=False)
+    separated: "LabelPlan | None" = field(default=None, repr=False)
 
     @property
     def num_channels(self) -> int:
@@ -95,6 +98,18 @@ class LabelPlan:
             table = _windows(hidden.patches, hidden.count, kernel, 1, kernel // 2)
             self.levels[key] = Level(symbols, hidden, table)
         return self.levels[key]
+
+    def per_sample(self) -> "LabelPlan":
+        """The plan in which no window is shared by two samples: for layers that depend on more than labels."""
+        if self.separate:
+            return self
+        if self.separated is None:
+            samples, count = self.symbols.size(0), self.values.size(0)
+            first = torch.arange(samples, dtype=torch.int32, device=self.symbols.device) * count
+            made = (self.levels, self.windowed) if samples == 1 else ({}, {})
+            symbols = self.symbols + first.view(-1, 1, 1)
+            self.separated = LabelPlan(self.values.repeat(samples, 1), symbols, True, *made)
+        return self.separated
 
     def windows(self, size: Size, kernel: int, stride: int = 1, padding: int = 0) -> Windows:
         """The plan of one convolution over the label map at resolution `size`: windows of symbols."""
@@ -150,7 +165,7 @@ class LabelPlan:
             total += -(-t.numel() // 32) * 32  # slices start on cache lines
             return slots[-1][0]
 
-        rest = {"symbols": self.symbols, "levels": self.levels, "windowed": self.windowed}
+        rest = {"symbols": self.symbols, "levels": self.levels, "windowed": self.windowed, "separate": self.separate}
         rest = _replace(rest, Tensor, place)
         words = torch.empty(total, dtype=torch.int32, device=self.symbols.device, pin_memory=pinned)
         for slot, t in slots:

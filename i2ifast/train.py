@@ -233,7 +233,8 @@ def run(arguments: Arguments, device: torch.device) -> int:
         raise ValueError(f"{arguments.system} learns from {system.data}: this command reads folders of label maps only")
     training, held_out = datasets(arguments, system.config)
     rank, world = rank_and_world()
-    to_batch = partial(collate, num_classes=system.config.num_classes, sizes=system.plan_sizes, backward=True)
+    plans = {"sizes": system.plan_sizes, "per_sample": system.plan_per_sample}
+    to_batch = partial(collate, num_classes=system.config.num_classes, **plans)
     options = {"seed": loop.seed, "workers": arguments.workers, "rank": rank, "world_size": world}
     batches = loader(training, loop.batch_size, collate=to_batch, **options)
     batches.worker_init_fn = ignore_interrupts

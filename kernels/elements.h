@@ -29,8 +29,8 @@ inline void store(bf16* p, float v) {  // round to nearest even; NaN stays NaN
 
 inline float act(float z, float slope) { return z > 0 ? z : z * slope; }
 
-template <int Base, class T, class G>
-inline void row_forward(const T* __restrict x, const float* __restrict mean, const float* __restrict rstd, const G* __restrict gamma,
+template <int Base, class X, class T, class G>
+inline void row_forward(const X* __restrict x, const float* __restrict mean, const float* __restrict rstd, const G* __restrict gamma,
                         const G* __restrict beta, T* __restrict y, int64_t n, float slope) {
   for (int64_t c = 0; c < n; ++c) {
     float xhat = (load(x[c]) - mean[c]) * rstd[c];
@@ -53,8 +53,8 @@ inline void row_accumulate(const T* __restrict dy, const T* __restrict x, const 
 }
 
 // Adds g = dL/dxhat = dz * (1 + gamma) to a row.
-template <int Base, class T, class G>
-inline void row_gradient(const T* __restrict dy, const T* __restrict x, const float* __restrict mean, const float* __restrict rstd,
+template <int Base, class X, class T, class G>
+inline void row_gradient(const T* __restrict dy, const X* __restrict x, const float* __restrict mean, const float* __restrict rstd,
                          const G* __restrict gamma, const G* __restrict beta, float* __restrict g, int64_t n, float slope) {
   for (int64_t c = 0; c < n; ++c) {
     float scale = Base + load(gamma[c]);
@@ -64,8 +64,8 @@ inline void row_gradient(const T* __restrict dy, const T* __restrict x, const fl
 }
 
 // dx = rstd * (g - mean(g) - xhat * mean(g * xhat)).
-template <class T>
-inline void row_dx(const float* __restrict g, const T* __restrict x, const float* __restrict mean, const float* __restrict rstd,
+template <class X, class T>
+inline void row_dx(const float* __restrict g, const X* __restrict x, const float* __restrict mean, const float* __restrict rstd,
                    const float* __restrict mean_g, const float* __restrict mean_gx, T* __restrict dx, int64_t n) {
   for (int64_t c = 0; c < n; ++c) {
     float xhat = (load(x[c]) - mean[c]) * rstd[c];

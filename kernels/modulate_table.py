@@ -1,8 +1,9 @@
 """Triton kernels of `modulate_table`: y = act((x - mean) * rstd * (1 + gamma) + beta) with a table row per pixel.
 
 A table row is (gamma, beta) or, for a pair of outputs, (gamma, beta, gamma2, beta2), C numbers each. With scales, as
-many numbers per pixel of y, 1 + gamma and beta are multiplied by them. With CHILDREN = 4, x is upsampled x2 by nearest
-on the fly: pixel p of x has four pixels in patches and y.
+many numbers per pixel of y, 1 + gamma and beta are multiplied by them. With noise, a number per pixel of y, and
+strength [C], x + strength * noise is normalised. With CHILDREN = 4, x is upsampled x2 by nearest on the fly: pixel p of
+x has four pixels in patches and y.
 """
 
 import torch
@@ -62,6 +63,26 @@ def _scale(scales, q, k, q_ok, PAIR: tl.constexpr):
 
 
 @triton.jit
+def _noise(noise, q, q_ok):
+    """Noise at pixels q of y, as [BLOCK_P, 1]; 0 without noise."""
+    if noise is None:
+        value = 0.0
+    else:
+        value = load(noise, q, q_ok)[:, None]
+    return value
+
+
+@triton.jit
+def _strength(strength, c, channels):
+    """Row [1, BLOCK_C]; 0 without noise."""
+    if strength is None:
+        value = 0.0
+    else:
+        value = row(strength, 0, c, channels)
+    return value
+
+
+@triton.jit
 def _modulated(xhat, rows, s, t, c, ok, channels):
     """(1 + gamma, beta, z) with z = xhat * (1 + gamma) * s + beta * t."""
     scale, shift = 1 + load(rows, c[None, :], ok), load(rows, channels + c[None, :], ok)
@@ -78,7 +99,7 @@ def _gradient(dy, xhat, at, rows, s, t, c, ok, slope, channels):
 
 @triton.jit
 def _apply(
-    x, table, patches, scales, mean, rstd, y, y2, slope, slope2, stride_g, width, stride_yc,
+    x, table, patches, scales, noise, strength, mean, rstd, y, y2, slope, slope2, stride_g, width, stride_yc,
     hw, channels, stride_p, stride_c,
     PAIR: tl.constexpr, CHILDREN: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -86,13 +107,15 @@ def _apply(
     p_ok = p < hw
     ok = p_ok[:, None] & (c < channels)[None, :]
     value = load(x, n * hw * channels + p[:, None] * stride_p + c[None, :] * stride_c, ok)
-    xhat = (value - row(mean, n * stride_g, c, channels)) * row(rstd, n * stride_g, c, channels)
+    mu, scale = row(mean, n * stride_g, c, channels), row(rstd, n * stride_g, c, channels)
+    by = _strength(strength, c, channels)
     for k in tl.static_range(CHILDREN):
         q = _child(p, k, width, CHILDREN)
         at = n * hw * CHILDREN * channels + q[:, None] * stride_p + c[None, :] * stride_yc
         q += n * hw * CHILDREN
         rows = _rows(table, patches, q, p_ok, channels, PAIR)
         s, t = _scale(scales, q, 0, p_ok, PAIR), _scale(scales, q, 1, p_ok, PAIR)
+        xhat = (value - mu + _noise(noise, q, p_ok) * by) * scale
         _, _, z = _modulated(xhat, rows, s, t, c, ok, channels)
         store(y, at, activate(z, slope), ok)
         if PAIR:
@@ -115,23 +138,27 @@ def _store_dscales(
 
 @triton.jit
 def _dx(
-    dy, dy2, x, table, patches, scales, mean, rstd, means, dx, dscales, slope, slope2, stride_g, groups,
-    width, stride_yc, y_pixels, hw, channels, stride_p, stride_c,
+    dy, dy2, x, table, patches, scales, noise, strength, mean, rstd, means, dx, dscales, slope, slope2, stride_g,
+    groups, width, stride_yc, y_pixels, hw, channels, stride_p, stride_c,
     PAIR: tl.constexpr, CHILDREN: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     n, p, c, _ = place(hw, channels, BLOCK_P, BLOCK_P, BLOCK_C)
     p_ok = p < hw
     ok = p_ok[:, None] & (c < channels)[None, :]
     x_at = n * hw * channels + p[:, None] * stride_p + c[None, :] * stride_c
-    scale = row(rstd, n * stride_g, c, channels)
-    xhat = (load(x, x_at, ok) - row(mean, n * stride_g, c, channels)) * scale
+    scale, by = row(rstd, n * stride_g, c, channels), _strength(strength, c, channels)
+    centred = load(x, x_at, ok) - row(mean, n * stride_g, c, channels)
     g = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    noises = tl.zeros((BLOCK_P, 1), tl.float32)
     for k in tl.static_range(CHILDREN):
         q = _child(p, k, width, CHILDREN)
         at = n * hw * CHILDREN * channels + q[:, None] * stride_p + c[None, :] * stride_yc
         q += n * hw * CHILDREN
         rows = _rows(table, patches, q, p_ok, channels, PAIR)
         s, t = _scale(scales, q, 0, p_ok, PAIR), _scale(scales, q, 1, p_ok, PAIR)
+        one = _noise(noise, q, p_ok)
+        noises += one
+        xhat = (centred + one * by) * scale
         share, ds, dt = _gradient(dy, xhat, at, rows, s, t, c, ok, slope, channels)
         g += share
         _store_dscales(dscales, y_pixels, q, 0, ds, dt, p_ok, channels, PAIR, BLOCK_C)
@@ -140,6 +167,7 @@ def _dx(
             share, ds, dt = _gradient(dy2, xhat, at, rows + 2 * channels, s, t, c, ok, slope2, channels)
             g += share
             _store_dscales(dscales, y_pixels, q, 2, ds, dt, p_ok, channels, PAIR, BLOCK_C)
+    xhat = (centred + noises / CHILDREN * by) * scale
     mean_g = row(means, n * stride_g, c, channels)
     mean_gx = row(means + groups * channels, n * stride_g, c, channels)
     store(dx, x_at, scale * (g - mean_g - xhat * mean_gx), ok)
@@ -147,42 +175,55 @@ def _dx(
 
 @triton.jit
 def _sums(
-    dy, dy2, x, table, patches, scales, mean, rstd, partials, slope, slope2, stride_g, width, stride_yc,
-    iterations, parts, hw, channels, stride_p, stride_c,
+    dy, dy2, x, table, patches, scales, noise, strength, mean, rstd, partials, slope, slope2, stride_g,
+    width, stride_yc, iterations, parts, hw, channels, stride_p, stride_c,
     PAIR: tl.constexpr, CHILDREN: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     n, p, c, part = place(hw, channels, BLOCK_P * iterations, BLOCK_P, BLOCK_C)
     mu, scale = row(mean, n * stride_g, c, channels), row(rstd, n * stride_g, c, channels)
+    by = _strength(strength, c, channels)
     sum_g = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     sum_gx = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    if noise is not None:
+        sum_x = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+        sum_gn = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+        sum_xn = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     for _ in range(iterations):
         p_ok = p < hw
         ok = p_ok[:, None] & (c < channels)[None, :]
-        xhat = (load(x, n * hw * channels + p[:, None] * stride_p + c[None, :] * stride_c, ok) - mu) * scale
-        g = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+        centred = load(x, n * hw * channels + p[:, None] * stride_p + c[None, :] * stride_c, ok) - mu
         for k in tl.static_range(CHILDREN):
             q = _child(p, k, width, CHILDREN)
             at = n * hw * CHILDREN * channels + q[:, None] * stride_p + c[None, :] * stride_yc
             q += n * hw * CHILDREN
             rows = _rows(table, patches, q, p_ok, channels, PAIR)
             s, t = _scale(scales, q, 0, p_ok, PAIR), _scale(scales, q, 1, p_ok, PAIR)
-            share, _, _ = _gradient(dy, xhat, at, rows, s, t, c, ok, slope, channels)
-            g += share
+            one = _noise(noise, q, p_ok)
+            xhat = (centred + one * by) * scale
+            g, _, _ = _gradient(dy, xhat, at, rows, s, t, c, ok, slope, channels)
             if PAIR:
                 s, t = _scale(scales, q, 2, p_ok, PAIR), _scale(scales, q, 3, p_ok, PAIR)
                 share, _, _ = _gradient(dy2, xhat, at, rows + 2 * channels, s, t, c, ok, slope2, channels)
                 g += share
-        sum_g += g
-        sum_gx += g * xhat
+            sum_g += g
+            sum_gx += g * xhat
+            if noise is not None:
+                sum_x += tl.where(ok, xhat, 0.0)
+                sum_gn += g * one
+                sum_xn += xhat * one
         p += BLOCK_P
     out = partials + part * channels + c
     tl.store(out, tl.sum(sum_g, 0), mask=c < channels)
     tl.store(out + parts * channels, tl.sum(sum_gx, 0), mask=c < channels)
+    if noise is not None:
+        tl.store(out + 2 * parts * channels, tl.sum(sum_x, 0), mask=c < channels)
+        tl.store(out + 3 * parts * channels, tl.sum(sum_gn, 0), mask=c < channels)
+        tl.store(out + 4 * parts * channels, tl.sum(sum_xn, 0), mask=c < channels)
 
 
 @triton.jit
 def _dtable(
-    dy, dy2, x, table, scales, order, offsets, mean, rstd, dtable, partials,
+    dy, dy2, x, table, scales, noise, strength, order, offsets, mean, rstd, dtable, partials,
     slope, slope2, stride_g, rows, width, y_pixels, channels,
     PAIR: tl.constexpr, CHILDREN: tl.constexpr, SEGMENT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -195,6 +236,7 @@ def _dtable(
     table_row = table + d.to(tl.int64) * ((4 if PAIR else 2) * channels) + c
     scale = 1 + tl.load(table_row, mask=c_ok, other=0.0)[None, :]
     beta = tl.load(table_row + channels, mask=c_ok, other=0.0)[None, :]
+    by = _strength(strength, c, channels)
     dgamma = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
     dbeta = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
     if PAIR:
@@ -210,8 +252,8 @@ def _dtable(
         if CHILDREN == 4:  # rows of all samples follow each other, so the sample needs no part in this
             p = q // (2 * width) // 2 * width + q % (2 * width) // 2
         statistic = (q // y_pixels * stride_g)[:, None] + c[None, :]
-        xhat = load(x, p[:, None] * channels + c[None, :], ok) - load(mean, statistic, ok)
-        xhat *= load(rstd, statistic, ok)
+        centred = load(x, p[:, None] * channels + c[None, :], ok) - load(mean, statistic, ok)
+        xhat = (centred + _noise(noise, q, m < last) * by) * load(rstd, statistic, ok)
         at = q[:, None] * channels + c[None, :]
         s, t = _scale(scales, q, 0, m < last, PAIR), _scale(scales, q, 1, m < last, PAIR)
         dz = activation_gradient(load(dy, at, ok), xhat * (scale * s) + beta * t, slope)
@@ -234,27 +276,27 @@ def _dtable(
 
 @on_device
 def modulate_table(
-    x: Tensor, table: Tensor, patches: Tensor, scales: Tensor | None, mean: Tensor, rstd: Tensor, slope: float,
-    slope2: float | None, upsample: bool, y: Tensor, y2: Tensor | None,
+    x: Tensor, table: Tensor, patches: Tensor, scales: Tensor | None, noise: Tensor | None, strength: Tensor | None,
+    mean: Tensor, rstd: Tensor, slope: float, slope2: float | None, upsample: bool, y: Tensor, y2: Tensor | None,
 ) -> None:  # fmt: skip
     t, layout = _tiling(x, y, mean)
     _apply[t.grid](
-        x, table, patches, scales, mean, rstd, y, y2, slope, slope2 or 0.0, group_stride(mean), *layout, *t.sizes,
-        PAIR=y2 is not None, CHILDREN=4 if upsample else 1, **t.blocks,
+        x, table, patches, scales, noise, strength, mean, rstd, y, y2, slope, slope2 or 0.0, group_stride(mean),
+        *layout, *t.sizes, PAIR=y2 is not None, CHILDREN=4 if upsample else 1, **t.blocks,
     )  # fmt: skip
 
 
 @on_device
 def modulate_table_sums(
     dy: Tensor, dy2: Tensor | None, x: Tensor, table: Tensor, patches: Tensor, scales: Tensor | None,
-    order: Tensor | None, offsets: Tensor | None, mean: Tensor, rstd: Tensor, slope: float, slope2: float | None,
-    upsample: bool, dtable: Tensor, sums: Tensor,
+    noise: Tensor | None, strength: Tensor | None, order: Tensor | None, offsets: Tensor | None, mean: Tensor,
+    rstd: Tensor, slope: float, slope2: float | None, upsample: bool, dtable: Tensor, sums: Tensor,
 ) -> None:  # fmt: skip
-    """dtable like table, and sums [2, G, C] of g and g * xhat.
+    """dtable like table, and sums [2, G, C] of g and g * xhat; with noise also of xhat, g * noise and xhat * noise.
 
     Without scales g = dz * (1 + gamma) and 1 + gamma is constant along a table row, so sums over the batch follow from
-    dtable; else, and per sample, they take a pass of their own. `order`, `offsets` are the pixels sorted by index and
-    the start of each row, None to sort here.
+    dtable; else, with noise and per sample, they take a pass of their own. `order`, `offsets` are the pixels sorted by
+    index and the start of each row, None to sort here.
     """
     outputs, children = (1 if dy2 is None else 2), (4 if upsample else 1)
     rows, channels = table.size(0), x.size(1)
@@ -267,38 +309,38 @@ def modulate_table_sums(
     dense = dy.contiguous(memory_format=last), dy if dy2 is None else dy2.contiguous(memory_format=last)
     block_c = min(triton.next_power_of_2(channels), 64)
     _dtable[(programs * triton.cdiv(channels, block_c),)](
-        *dense, x.contiguous(memory_format=last), table, scales, order, offsets, mean, rstd, dtable, partials,
-        slope, slope2 or 0.0, group_stride(mean), rows, x.size(3), patches[0].numel(), channels,
+        *dense, x.contiguous(memory_format=last), table, scales, noise, strength, order, offsets, mean, rstd,
+        dtable, partials, slope, slope2 or 0.0, group_stride(mean), rows, x.size(3), patches[0].numel(), channels,
         PAIR=outputs == 2, CHILDREN=children, SEGMENT=SEGMENT, BLOCK_M=8, BLOCK_C=block_c, num_warps=2,
     )  # fmt: skip
     add_partials(partials, offsets, dtable)
-    if mean.size(0) == 1 and scales is None:
+    if mean.size(0) == 1 and scales is None and noise is None:
         scale = 1 + table.view(rows, outputs, 2, channels)[:, :, :1]
         sums.copy_((scale * dtable.view(rows, outputs, 2, channels)).sum((0, 1)).flip(0)[:, None])
         return
     t, layout = _tiling(x, dy, mean, chunked=True)
     parts = t.samples * t.chunks
-    partials = sums.new_empty((2, parts, channels))
+    partials = sums.new_empty((sums.size(0), parts, channels))
     _sums[t.grid](
-        dy, dy2, x, table, patches, scales, mean, rstd, partials, slope, slope2 or 0.0, group_stride(mean), *layout,
-        t.iterations, parts, *t.sizes, PAIR=outputs == 2, CHILDREN=children, **t.blocks,
+        dy, dy2, x, table, patches, scales, noise, strength, mean, rstd, partials, slope, slope2 or 0.0,
+        group_stride(mean), *layout, t.iterations, parts, *t.sizes, PAIR=outputs == 2, CHILDREN=children, **t.blocks,
     )  # fmt: skip
-    torch.sum(partials.view(2, mean.size(0), -1, channels), 2, out=sums)
+    torch.sum(partials.view(sums.size(0), mean.size(0), -1, channels), 2, out=sums)
 
 
 @on_device
 def modulate_table_dx(
-    dy: Tensor, dy2: Tensor | None, x: Tensor, table: Tensor, patches: Tensor, scales: Tensor | None, mean: Tensor,
-    rstd: Tensor, means: Tensor, slope: float, slope2: float | None, upsample: bool, dx: Tensor,
-    dscales: Tensor | None,
+    dy: Tensor, dy2: Tensor | None, x: Tensor, table: Tensor, patches: Tensor, scales: Tensor | None,
+    noise: Tensor | None, strength: Tensor | None, mean: Tensor, rstd: Tensor, means: Tensor, slope: float,
+    slope2: float | None, upsample: bool, dx: Tensor, dscales: Tensor | None,
 ) -> None:  # fmt: skip
     t, layout = _tiling(x, dy, mean)
     blocks = triton.cdiv(x.size(1), t.blocks["BLOCK_C"])
     partials = None if dscales is None else dscales.new_empty((blocks, *dscales.shape))
     _dx[t.grid](
-        dy, dy2, x, table, patches, scales, mean, rstd, means, dx, partials, slope, slope2 or 0.0, group_stride(mean),
-        mean.size(0), *layout, patches.numel(), *t.sizes, PAIR=dy2 is not None, CHILDREN=4 if upsample else 1,
-        **t.blocks,
+        dy, dy2, x, table, patches, scales, noise, strength, mean, rstd, means, dx, partials, slope, slope2 or 0.0,
+        group_stride(mean), mean.size(0), *layout, patches.numel(), *t.sizes,
+        PAIR=dy2 is not None, CHILDREN=4 if upsample else 1, **t.blocks,
     )  # fmt: skip
     if dscales is not None:
         torch.sum(partials, 0, out=dscales)

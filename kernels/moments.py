@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import load, on_device, place, tiling
+from ._common import load, on_device, place, row, tiling
 
 
 @triton.jit
@@ -26,24 +26,34 @@ def _merge(count, mean, low, m2):
 
 @triton.jit
 def _chunks(
-    x, partials, origin_stride, iterations, parts, hw, channels, stride_p, stride_c,
-    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    x, noise, strength, partials, origin_stride, iterations, parts, hw, channels, stride_p, stride_c,
+    NOISE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     n, p, c, part = place(hw, channels, BLOCK_P * iterations, BLOCK_P, BLOCK_C)
     channel_ok = (c < channels)[None, :]
     lanes = p[:, None] * stride_p + c[None, :] * stride_c + n * hw * channels
     count = tl.minimum(tl.maximum((hw - p + BLOCK_P - 1) // BLOCK_P, 0), iterations).to(tl.float32)[:, None]
     first = load(x, lanes, (p < hw)[:, None] & channel_ok)
+    if NOISE:
+        by_noise = row(strength, 0, c, channels)
+        first_noise = load(noise, n * hw + p, p < hw)
     sum_d = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     sum_d2 = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     for i in range(1, iterations):
-        ok = (p + i * BLOCK_P < hw)[:, None] & channel_ok
-        d = tl.where(ok, load(x, lanes + i * BLOCK_P * stride_p, ok) - first, 0.0)
+        p_ok = p + i * BLOCK_P < hw
+        ok = p_ok[:, None] & channel_ok
+        d = load(x, lanes + i * BLOCK_P * stride_p, ok) - first
+        if NOISE:
+            d += (load(noise, n * hw + p + i * BLOCK_P, p_ok) - first_noise)[:, None] * by_noise
+        d = tl.where(ok, d, 0.0)
         sum_d += d
         sum_d2 += d * d
     origin = load(x, n * origin_stride + c * stride_c, c < channels)[None, :]
     lane_mean = sum_d / tl.maximum(count, 1.0)
-    mean, low, m2 = _merge(count, tl.where(count > 0, first - origin, 0.0), lane_mean, sum_d2 - sum_d * lane_mean)
+    rough = tl.where(count > 0, first - origin, 0.0)
+    if NOISE:
+        rough += tl.where(count > 0, first_noise[:, None] * by_noise, 0.0)
+    mean, low, m2 = _merge(count, rough, lane_mean, sum_d2 - sum_d * lane_mean)
     out = partials + part * channels + c
     tl.store(out, mean, mask=c < channels)
     tl.store(out + parts * channels, low, mask=c < channels)
@@ -87,14 +97,19 @@ def _chan(
 
 
 @on_device
-def moments(x: Tensor, per_sample: bool, mean: Tensor, var: Tensor) -> None:
-    """mean, var [N, C] if per_sample, else [1, C]."""
+def moments(
+    x: Tensor, per_sample: bool, mean: Tensor, var: Tensor, noise: Tensor | None = None,
+    strength: Tensor | None = None,
+) -> None:  # fmt: skip
+    """mean, var [N, C] if per_sample, else [1, C], of x or of x + strength [C] * noise [N, H, W]."""
     t = tiling(x, not x.is_contiguous(), join=not per_sample, chunked=True)
     hw, channels, _, stride_c = t.sizes
     parts = t.samples * t.chunks
     origin_stride = hw * channels if per_sample else 0
     partials = mean.new_empty((3, parts, channels))
-    _chunks[t.grid](x, partials, origin_stride, t.iterations, parts, *t.sizes, **t.blocks)
+    _chunks[t.grid](
+        x, noise, strength, partials, origin_stride, t.iterations, parts, *t.sizes, NOISE=noise is not None, **t.blocks
+    )
     groups, block_c = mean.size(0), min(triton.next_power_of_2(channels), 16)
     _chan[(groups * triton.cdiv(channels, block_c),)](
         x, partials, mean, var, float(t.samples // groups), origin_stride, parts // groups, parts,

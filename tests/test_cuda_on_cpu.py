@@ -109,7 +109,7 @@ def test_modulate_table(library, shape, rows, dtype):
         library.modulate_table_forward(ctypes.byref(p), None)
         library.modulate_table_dx(ctypes.byref(p), None)
 
-        exact = [x.double(), table.double(), patches, None, mean.double(), rstd.double()]
+        exact = [x.double(), table.double(), patches, *[None] * 3, mean.double(), rstd.double()]
         wide = [dy.double() for dy in dys]
         for y, truth in zip(ys, reference_forward(*exact, *slopes, upsample), strict=False):
             assert_close(y, truth, STORED[dtype])

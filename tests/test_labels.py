@@ -408,6 +408,23 @@ def test_plans_copy_pickle_and_come_out_of_workers():
     assert plan.to("meta").level((10, 12)).table.patches.device.type == "meta"
 
 
+def test_plans_that_keep_samples_apart():
+    maps = torch.arange(3).repeat_interleave(4).view(1, 3, 4).expand(2, 3, 4)
+    plan = labels.plan(maps, 4)
+    apart = plan.per_sample()
+    assert plan.per_sample() is apart and apart.per_sample() is apart
+    assert torch.equal(apart.dense((6, 5)), plan.dense((6, 5)))
+    level, shared = apart.level((6, 8)), plan.level((6, 8))
+    for ours, both in ((level.hidden, shared.hidden), (level.table, shared.table)):
+        assert ours.count == 2 * both.count and ours.patches[0].max() < ours.patches[1].min()
+    assert [v.tolist() for v in apart.symbols.unique(return_counts=True)] == [[0, 1, 2, 3, 4, 5], [4] * 6]
+    moved = pickle.loads(pickle.dumps(apart))
+    assert moved.separate and list(moved.levels) == [((6, 8), 3)]
+
+    single = labels.plan(maps[:1], 4)
+    assert single.per_sample().level((6, 8)) is single.level((6, 8))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_plans_move_to_the_device_and_are_made_there():
     plan = ready_plan()

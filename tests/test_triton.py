@@ -38,11 +38,13 @@ class Case(NamedTuple):
     upsample: bool = False
     rows: int = 7  # of the table
     scaled: bool = False
+    noisy: bool = False
 
     def __str__(self) -> str:
         kind = "instance" if self.per_sample else "batch"
         layout = "nhwc" if self.channels_last else "nchw"
-        extra = "-pair" * (self.act2 is not None) + "-up" * self.upsample + "-scaled" * self.scaled
+        extra = "-pair" * (self.act2 is not None) + "-up" * self.upsample
+        extra += "-scaled" * self.scaled + "-noisy" * self.noisy
         return f"{self.op}-{'x'.join(map(str, self.shape))}-{str(self.dtype)[6:]}-{layout}-{kind}{extra}"
 
 
@@ -69,6 +71,12 @@ def _cases() -> list[Case]:
         for channels_last in (True, False)
         for per_sample in (True, False)
         for act2, upsample in ((None, False), (0.0, True))
+    ]
+    cases += [
+        Case("modulate_table", shape, dtype, channels_last, per_sample=False, upsample=upsample, noisy=True)
+        for shape, dtype in zip(shapes, (torch.float32, torch.bfloat16, torch.float16, torch.float32), strict=True)
+        for channels_last in (True, False)
+        for upsample in (True, False)
     ]
     return [
         *cases,
@@ -102,20 +110,26 @@ def _run(case: Case, backend: str, dtype: torch.dtype) -> list[Tensor]:
     x, *upstream = (t.contiguous(memory_format=layout) for t in (tensors[0], *tensors[2:]))
     source = tensors[1].float() if dtype is not torch.float64 and case.op != "modulate" else tensors[1]
     x.requires_grad_(), source.requires_grad_()
+    noise, leaves = {}, [x, source, scales] if case.scaled else [x, source]
+    if case.noisy:
+        draw, wide = torch.Generator().manual_seed(2), source.dtype
+        strength = torch.randn(x.size(1), generator=draw, dtype=torch.float64).to(wide).requires_grad_()
+        plane = torch.randn(upstream[0][:, 0].shape, generator=draw, dtype=torch.float64).float().to(wide)
+        noise, leaves = {"noise": plane, "strength": strength}, [x, source, strength]
     with i2ifast.use_backend("reference"):  # moments have a test of their own
-        statistics = ops.instance_statistics(x) if case.per_sample else ops.batch_statistics(x)[0]
+        statistics = ops.instance_statistics(x) if case.per_sample else ops.batch_statistics(x, **noise)[0]
     with i2ifast.use_backend(backend):
         if case.op == "modulate_table":
             n, c, h, w = upstream[0].shape
             patches = torch.randint(case.rows, (n, h, w), generator=torch.Generator().manual_seed(1), dtype=torch.int32)
             options = case.act, case.act2, case.upsample, None, scales
-            y = ops.modulate_table(x, source, patches, statistics, *options)
+            y = ops.modulate_table(x, source, patches, statistics, *options, **noise)
         elif case.op == "modulate":
             y = ops.modulate(x, source, None, statistics, case.act)
         else:
             y = ops.modulate_style(x, source, statistics, case.act)
         ys = y if isinstance(y, tuple) else (y,)
-        gradients = torch.autograd.grad(ys, [x, source, scales] if case.scaled else [x, source], upstream)
+        gradients = torch.autograd.grad(ys, leaves, upstream)
     layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
     assert all(t.is_contiguous(memory_format=layout) for t in (*ys, gradients[0]))
     return [t.detach().double() for t in (*ys, *gradients)]
@@ -154,10 +168,33 @@ def test_moments(shape, channels_last, per_sample, programs, monkeypatch):
 
 
 @pytest.mark.parametrize("programs", [1, 1024] if INTERPRETED else [])
-@pytest.mark.parametrize("op", ["modulate", "modulate_style", "modulate_table"])
-def test_sums_of_many_tiles(op, programs, monkeypatch):
+@pytest.mark.parametrize("upsampled", [False, True])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_moments_with_noise(channels_last, upsampled, programs, monkeypatch):
     monkeypatch.setattr("i2ifast.kernels._common.PROGRAMS", programs)
-    case = Case(op, (2, 70, 13, 17))
+    draw = torch.Generator().manual_seed(0)
+    x = 1e4 + 1e-2 * torch.randn((2, 33, 60, 70), generator=draw)
+    noise, strength = (
+        torch.randn((2, 120, 140) if upsampled else (2, 60, 70), generator=draw),
+        torch.rand(33, generator=draw),
+    )
+    laid = x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    with i2ifast.use_backend("triton"):
+        found, var, _ = ops.batch_statistics(laid, noise=noise, strength=strength)
+    x = x.double().repeat_interleave(1 + upsampled, 2).repeat_interleave(1 + upsampled, 3)
+    exact = torch.var_mean(x + strength[:, None, None] * noise[:, None].double(), (0, 2, 3), correction=0)
+    for a, b in zip((var, found.mean[0]), exact, strict=True):
+        assert ((a - b).abs() <= 512 * 2**-24 * b.abs()).all()
+
+
+@pytest.mark.parametrize("programs", [1, 1024] if INTERPRETED else [])
+@pytest.mark.parametrize("noisy", [False, True])
+@pytest.mark.parametrize("op", ["modulate", "modulate_style", "modulate_table"])
+def test_sums_of_many_tiles(op, noisy, programs, monkeypatch):
+    monkeypatch.setattr("i2ifast.kernels._common.PROGRAMS", programs)
+    if noisy and op != "modulate_table":
+        pytest.skip("of modulate_table only")
+    case = Case(op, (2, 70, 13, 17), per_sample=not noisy, noisy=noisy)
     found, plain = (_run(case, backend, case.dtype) for backend in ("triton", "reference"))
     _check(found, plain, _run(case, "reference", torch.float64), case.dtype)
 
@@ -370,16 +407,21 @@ REGISTERS = {
     "modulate_table._dtable": 80,
     "modulate_table._sums": 144,
     "modulate_table._dx": 96,
+    "moments._chunks noise": 112,
+    "modulate_table._apply noise": 72,
+    "modulate_table._dtable noise": 88,
+    "modulate_table._sums noise": 208,
+    "modulate_table._dx noise": 104,
     "feature_matching._sums": 64,
     "feature_matching._gradients": 48,
     "dynamic_conv._sum": 96,
     "dynamic_conv._dweight": 40,
     "positional_norm._apply": 80,
     "positional_norm._gradients": 144,
-    "modulate_table._apply scaled": 64,
-    "modulate_table._dtable scaled": 80,
-    "modulate_table._sums scaled": 144,
-    "modulate_table._dx scaled": 96,
+    "modulate_table._apply scales": 64,
+    "modulate_table._dtable scales": 80,
+    "modulate_table._sums scales": 144,
+    "modulate_table._dx scales": 96,
     "gather_sum._gather": 48,
     "panoptic_conv._gather": 40,
     "panoptic_conv._put": 64,
@@ -422,8 +464,8 @@ def _launches(channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> dict[str,
     def record(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         options = {k: kwargs.pop(k) for k in ("num_warps",) if k in kwargs}
         arguments = dict(zip(self.arg_names, args, strict=False)) | kwargs
-        scaled = " scaled" * (arguments.get("scales") is not None)
-        found[f"{self.__module__.rpartition('.')[2]}.{self.__name__}{scaled}"] = (self, arguments, options)
+        variant = "".join(f" {of}" for of in ("scales", "noise") if arguments.get(of) is not None)
+        found[f"{self.__module__.rpartition('.')[2]}.{self.__name__}{variant}"] = (self, arguments, options)
 
     def kernel(stem: str, name: str = "") -> Callable:
         return getattr(importlib.import_module(f"i2ifast.kernels.{stem}"), name or stem)
@@ -448,11 +490,8 @@ def _launches(channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> dict[str,
     kernel("modulate_style")(x, style, *normal, 0.2, x)
     kernel("modulate_style", "modulate_style_sums")(x, x, style, *normal, 0.2, style)
     kernel("modulate_style", "modulate_style_dx")(x, x, style, *normal, means, 0.2, x)
-    kernel("modulate_table")(x, table, patches, *normal, 0.2, None, False, x, None)
-    kernel("modulate_table", "modulate_table_sums")(
-        x, None, x, table, patches, None, None, *normal, 0.2, None, False, table, means
-    )
-    kernel("modulate_table", "modulate_table_dx")(x, None, x, table, patches, *normal, means, 0.2, None, False, x)
+    noisy, sums = (torch.zeros((n, h, w)), torch.zeros(c)), torch.zeros((5, n, c))
+    kernel("moments")(x, True, mean, rstd, *noisy)
     signs, layers = torch.zeros(2 * x.numel(), dtype=torch.int8), [x, maps[:, :c]]
     kernel("feature_matching")(layers, layers, (1.0, 2.0), means[0, :, 0], signs)
     kernel("feature_matching", "feature_matching_backward")(means[0, :, 0], signs, (1.0, 2.0), layers)
@@ -462,13 +501,18 @@ def _launches(channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> dict[str,
     kernel("dynamic_conv", "dynamic_conv_dweight")(x, x, weight9)
     kernel("positional_norm")(x, maps, 1e-5, 0.2, x)
     kernel("positional_norm", "positional_norm_backward")(x, x, maps, 1e-5, 0.2, x, maps)
-    for scales in (None, torch.zeros((n, h, w, 2))):
-        kernel("modulate_table")(x, table, patches, scales, *normal, 0.2, None, False, x, None)
+    scales = torch.zeros((n, h, w, 2))
+    for extras, dscales, of in (
+        ((None,) * 3, None, means),
+        ((scales, None, None), scales, means),
+        ((None, *noisy), None, sums),
+    ):
+        kernel("modulate_table")(x, table, patches, *extras, *normal, 0.2, None, False, x, None)
         kernel("modulate_table", "modulate_table_sums")(
-            x, None, x, table, patches, scales, None, None, *normal, 0.2, None, False, table, means
+            x, None, x, table, patches, *extras, None, None, *normal, 0.2, None, False, table, of
         )
         kernel("modulate_table", "modulate_table_dx")(
-            x, None, x, table, patches, scales, *normal, means, 0.2, None, False, x, scales
+            x, None, x, table, patches, *extras, *normal, means, 0.2, None, False, x, dscales
         )
     kernel("gather_sum")(table, offsets, index, table)
     rows, wide = (

@@ -255,7 +255,11 @@ def folder(root: str | Path, phase: str, options: Options, seed: int = 0) -> Lab
 
 
 def collate(
-    items: Sequence[dict[str, Any]], num_classes: int, sizes: Sequence[tuple[int, int]] = (), backward: bool = True
+    items: Sequence[dict[str, Any]],
+    num_classes: int,
+    sizes: Sequence[tuple[int, int]] = (),
+    backward: bool = True,
+    per_sample: bool = False,
 ) -> dict[str, Any]:
     """Stack items and add their label `plan`, the levels of `sizes` made (`backward`: for training too)."""
     batch: dict[str, Any] = {"path": [item["path"] for item in items]}
@@ -268,4 +272,5 @@ def collate(
             )
         batch[name] = torch.stack([item[name] for item in items])
     made = plan(batch["label"], num_classes, instances=batch.get("instance"))
+    made = made.per_sample() if per_sample else made
     return {**batch, "plan": made.precompute(sizes, backward=backward)}

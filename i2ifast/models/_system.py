@@ -51,6 +51,7 @@ class System(nn.Module):
     Config: ClassVar[type]
     PRESETS: ClassVar[dict[str, dict[str, Any]]]
     data: ClassVar[str] = "labels"  # the kind of batches it takes
+    plan_per_sample: ClassVar[bool] = False  # whether label plans of its batches are to keep samples apart
 
     config: Any
     phases: list[Phase]  # in update order

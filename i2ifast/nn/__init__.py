@@ -18,6 +18,7 @@ from .partial_conv import PartialConv2d, PartialConv3d
 from .partial_loss import VGG16PartialLoss
 from .positional import PositionalNorm2d, ReflectionSPADE
 from .region_norm import RN, RN_B, RN_L, RegionNorm, region_average_pool, region_means
+from .sean import ACE, SEANResnetBlock
 from .smis import GROUP_SPADE, SPADEV2ResnetBlock
 from .spade import SPADE, SPADEResnetBlock
 from .spectral import spectral_norm
@@ -25,6 +26,7 @@ from .stylegan import EqualConv2d, EqualLinear, FusedLeakyReLU, ModulatedConv2d,
 from .upsample_conv import UpsampleConv2d, upsample_conv2d
 
 __all__ = [
+    "ACE",
     "AdaILN",
     "AdaIN",
     "AttentiveNorm",
@@ -56,6 +58,7 @@ __all__ = [
     "RN_L",
     "ReflectionSPADE",
     "RegionNorm",
+    "SEANResnetBlock",
     "SPADE",
     "SPADELight",
     "SPADEResnetBlock",

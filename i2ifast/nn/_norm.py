@@ -17,13 +17,19 @@ def synchronised_group() -> str:
 
 
 def statistics_of(
-    x: Tensor, norms: Sequence[nn.Module], repeats: int = 1, synchronise: bool = True
+    x: Tensor,
+    norms: Sequence[nn.Module],
+    repeats: int = 1,
+    synchronise: bool = True,
+    noise: Tensor | None = None,
+    strength: Tensor | None = None,
 ) -> tuple[Statistics, ...]:
     """What each of `norms`, batch or instance norms without affine parameters, normalises the same x with.
 
     One pass over x serves them all; running buffers are updated. `repeats`: how often every element of x occurs in the
     map that the layers are said to normalise (4 for one upsampled x2 by nearest): mean and variance are the same, the
-    unbiased running variance is not.
+    unbiased running variance is not. With `noise` and `strength` (see ops.batch_statistics) batch norms normalise
+    x + strength * noise.
     """
     norm = norms[0]
     if isinstance(norm, nn.InstanceNorm2d):
@@ -37,7 +43,7 @@ def statistics_of(
         raise ValueError(
             f"batch norm in training: one value per channel has no variance, got x of shape {list(x.shape)}"
         )
-    statistics, var, count = batch_statistics(x, norm.eps, group)
+    statistics, var, count = batch_statistics(x, norm.eps, group, noise, strength)
     for each in norms:
         if each.training and each.running_mean is not None:
             update_running(each, statistics, var, count * repeats)

@@ -44,16 +44,26 @@ def sum_windows(rows: Tensor, windows: Windows) -> Tensor:
     return gather_sum(rows, bags.offsets, bags.index, transposed.offsets, transposed.index)
 
 
-def tap_table(hidden: Tensor, products: Iterable[Callable[[Tensor], Tensor]], width: int, windows: Windows) -> Tensor:
+def tap_table(
+    hidden: Tensor,
+    products: Iterable[Callable[[Tensor], Tensor]],
+    width: int,
+    windows: Windows,
+    more: Tensor | None = None,
+) -> Tensor:
     """The table [D, width] of a convolution over rows `hidden` [ids, K]: sums of what each tap makes of its row.
 
     `products` give the taps [ids, k * k * COLUMNS] for COLUMNS outputs after another. Of all outputs at once they would
-    be the largest tensor of a network, and the system's zeroing of fresh memory half the time of making it.
+    be the largest tensor of a network, and the system's zeroing of fresh memory half the time of making it. A window
+    also gets the row of `more` [ids, width] that is at its centre.
     """
     table = hidden.new_empty((windows.count, width))
     made = []
-    for product, columns in zip(products, table.split(COLUMNS, 1), strict=True):
+    for i, (product, columns) in enumerate(zip(products, table.split(COLUMNS, 1), strict=True)):
         rows = product(hidden).view(-1, columns.size(1))
+        if more is not None:
+            taps = rows.view(len(hidden), -1, columns.size(1))
+            taps[:, taps.size(1) // 2] += more[:, i * COLUMNS : (i + 1) * COLUMNS]
         if torch.is_grad_enabled():
             made.append(sum_windows(rows, windows))
         else:

@@ -37,7 +37,7 @@ class GroupedModulator(Modulator):
         rows = torch.bmm(values.unflatten(1, (groups, -1)).transpose(0, 1), self.of_values)
         return rows.unflatten(2, (self.kernel**2, -1)).permute(1, 2, 0, 3).flatten(1)
 
-    def rows(self, hidden: Tensor, windows: Windows) -> Tensor:
+    def rows(self, hidden: Tensor, windows: Windows, more: None = None) -> Tensor:
         tables = []
         for part, second in zip(hidden.chunk(len(self.of_hidden), 1), self.of_hidden, strict=True):
             tables.append(sum_windows(second(part).view(len(part) * self.kernel**2, -1), windows).chunk(2, 1))

@@ -62,25 +62,30 @@ class Modulator:
             return conv3x3(hidden, self.weight, self.bias)
         return F.conv2d(hidden, self.weight, self.bias, padding=self.padding)
 
-    def __call__(self, seg: Tensor | LabelPlan, size: tuple[int, int]) -> Table | Tensor:
-        """For seg resized to `size` by nearest: a table, or a dense map [N, 2C, H, W] where that is cheaper."""
+    def __call__(self, seg: Tensor | LabelPlan, size: tuple[int, int], more: Tensor | None = None) -> Table | Tensor:
+        """For seg resized to `size` by nearest: a table, or a dense map [N, 2C, H, W] where that is cheaper.
+
+        `more` is added: rows [D, 2C], one for each distinct window of the plan of seg; a map where seg has none.
+        """
         plan = plan_of(seg)
         if plan is None:
             shared = self.shared
             hidden = F.conv2d(resized(seg, size), shared.weight, shared.bias, 1, shared.padding, 1, shared.groups)
-            return self.dense(F.relu(hidden))
+            dense = self.dense(F.relu(hidden))
+            return dense if more is None else dense + more
         level = plan.level(size, self.kernel)
         rows = self.first(plan.values.to(self.shared.weight.dtype)).view(-1, self.shared.out_channels)
         hidden = F.relu(sum_windows(rows, level.hidden) + self.shared.bias)
         if not table_pays(level):
-            return self.dense(expand(hidden, level.hidden))
-        rows = self.rows(hidden, level.table)
+            dense = self.dense(expand(hidden, level.hidden))
+            return dense if more is None else dense + expand(more, level.hidden)
+        rows = self.rows(hidden, level.table, more)
         return Table(rows, level.table.patches, level.table.segments if rows.is_cuda else None)
 
-    def rows(self, hidden: Tensor, windows: Windows) -> Tensor:
+    def rows(self, hidden: Tensor, windows: Windows, more: Tensor | None = None) -> Tensor:
         """The table [D, 2C] of the distinct windows of hidden rows."""
         products = self.packed or (partial(linear, weight=weight, bias=bias) for weight, bias in self._taps())
-        return tap_table(hidden, products, self.bias.numel(), windows)
+        return tap_table(hidden, products, self.bias.numel(), windows, more)
 
 
 def apply(

@@ -43,19 +43,31 @@ def _maps(table: Tensor, patches: Tensor, scales: Tensor | None, channels: int) 
     return [(1 + maps[k], maps[k + 1], factors[k], factors[k + 1]) for k in range(0, count, 2)]
 
 
+def _normalised(x, noise, strength, mean, rstd, upsample) -> Tensor:
+    """xhat at the size of y."""
+    if noise is None:
+        xhat = m.normalise(x, mean, rstd)
+        return m.repeat2(xhat) if upsample else xhat
+    # Added to the difference, noise is not rounded to the digits of a large mean.
+    centred = x.to(mean.dtype) - m.spread(mean)
+    centred = m.repeat2(centred) if upsample else centred
+    return (centred + noise[:, None] * strength[:, None, None]) * m.spread(rstd)
+
+
 def reference_forward(
     x: Tensor,
     table: Tensor,
     patches: Tensor,
     scales: Tensor | None,
+    noise: Tensor | None,
+    strength: Tensor | None,
     mean: Tensor,
     rstd: Tensor,
     slope: float,
     slope2: float | None,
     upsample: bool,
 ) -> tuple[Tensor, Tensor]:
-    xhat = m.normalise(x, mean, rstd)
-    xhat = m.repeat2(xhat) if upsample else xhat
+    xhat = _normalised(x, noise, strength, mean, rstd, upsample)
     maps = _maps(table.to(xhat.dtype), patches, scales, x.size(1))
     ys = [
         activate(xhat * (scale * s) + shift * t, each).to(x.dtype)
@@ -64,32 +76,54 @@ def reference_forward(
     return ys[0], ys[1] if slope2 is not None else x.new_empty(0)
 
 
-def _gradients(dys, x, table, patches, scales, mean, rstd, slopes, upsample):
-    """xhat (at the size of x), dL/dxhat likewise, and the gradients of the maps gamma and beta, and of scales."""
-    xhat = m.normalise(x, mean, rstd)
-    large = m.repeat2(xhat) if upsample else xhat
-    g, dmaps, dscales = torch.zeros_like(large), [], []
+def _gradients(dys, x, table, patches, scales, noise, strength, mean, rstd, slopes, upsample):
+    """xhat, dL/dxhat, and the gradients of the maps gamma and beta, and of scales, at the size of y."""
+    xhat = _normalised(x, noise, strength, mean, rstd, upsample)
+    g, dmaps, dscales = torch.zeros_like(xhat), [], []
     maps = _maps(table.to(xhat.dtype), patches, scales, x.size(1))
     for dy, (scale, shift, s, t), slope in zip(dys, maps, slopes, strict=False):
-        dz = m.activation_gradient(dy.to(large.dtype), large * (scale * s) + shift * t, slope)
+        dz = m.activation_gradient(dy.to(xhat.dtype), xhat * (scale * s) + shift * t, slope)
         g = g + dz * scale * s
-        dmaps += [dz * large * s, dz * t]
-        dscales += [(dz * large * scale).sum(1, keepdim=True), (dz * shift).sum(1, keepdim=True)]
-    return xhat, m.add2(g) if upsample else g, dmaps, dscales
+        dmaps += [dz * xhat * s, dz * t]
+        dscales += [(dz * xhat * scale).sum(1, keepdim=True), (dz * shift).sum(1, keepdim=True)]
+    return xhat, g, dmaps, dscales
 
 
-def reference_sums(dys, x, table, patches, scales, mean, rstd, slopes, upsample) -> tuple[Tensor, Tensor]:
-    """dtable [D, 2CK] and sums [2, G, C] of g and g * xhat."""
-    xhat, g, dmaps, _ = _gradients(dys, x, table, patches, scales, mean, rstd, slopes, upsample)
+def reference_sums(
+    dys, x, table, patches, scales, noise, strength, mean, rstd, slopes, upsample
+) -> tuple[Tensor, Tensor]:
+    """dtable [D, 2CK] and sums [2, G, C] of g and g * xhat; with noise also of xhat, g * noise and xhat * noise."""
+    xhat, g, dmaps, _ = _gradients(dys, x, table, patches, scales, noise, strength, mean, rstd, slopes, upsample)
     rows = torch.cat(dmaps, 1).permute(0, 2, 3, 1).flatten(0, 2)
     dtable = torch.zeros(table.shape, dtype=rows.dtype, device=x.device).index_add(0, patches.flatten().long(), rows)
-    return dtable.to(table.dtype), torch.stack(m.statistics_sums(g, xhat, mean.size(0)))
+    sums = m.statistics_sums(g, xhat, mean.size(0))
+    if noise is not None:
+        maps = xhat, g * noise[:, None], xhat * noise[:, None]
+        sums += tuple(m.statistics_sums(t, xhat, mean.size(0))[0] for t in maps)
+    return dtable.to(table.dtype), torch.stack(sums)
 
 
-def reference_dx(dys, x, table, patches, scales, mean, rstd, means, slopes, upsample) -> tuple[Tensor, Tensor]:
+def reference_dx(
+    dys, x, table, patches, scales, noise, strength, mean, rstd, means, slopes, upsample
+) -> tuple[Tensor, Tensor]:
     """dx, and dscales [N, 2K, H, W]."""
-    xhat, g, _, dscales = _gradients(dys, x, table, patches, scales, mean, rstd, slopes, upsample)
+    xhat, g, _, dscales = _gradients(dys, x, table, patches, scales, noise, strength, mean, rstd, slopes, upsample)
+    if upsample:
+        xhat, g = m.add2(xhat) / 4, m.add2(g)
     return m.normalise_gradient(g, xhat, rstd, means).to(x.dtype), torch.cat(dscales, 1)
+
+
+def _dstrength(sums: Tensor, means: Tensor, rstd: Tensor, noise: Tensor, upsample: bool) -> Tensor:
+    """Sum of noise * d(x + strength * noise), the second factor being rstd * (g - mean(g) - xhat * mean(g * xhat)).
+
+    It is a small difference of large sums: they come in float64.
+    """
+    of_noise = noise.double().flatten(1).sum(1, keepdim=True)  # [N, 1]
+    of_noise = of_noise if rstd.size(0) > 1 else of_noise.sum(0, keepdim=True)
+    of_g, of_gx, of_x = means / 4 if upsample else means  # over the pixels of y
+    # Rounding of the mean lets xhat have one, which the sum over all pixels would make count.
+    of_gx = of_gx - of_g * of_x
+    return (rstd * (sums[3] - of_g * of_noise - of_gx * (sums[4] - of_x * of_noise))).sum(0).to(rstd.dtype)
 
 
 def _output(x: Tensor, upsample: bool, layout: torch.memory_format) -> Tensor:
@@ -98,84 +132,111 @@ def _output(x: Tensor, upsample: bool, layout: torch.memory_format) -> Tensor:
     return torch.empty((n, c, scale * h, scale * w), dtype=x.dtype, device=x.device, memory_format=layout)
 
 
-def _choose(name: str, x: Tensor, scales: Tensor | None) -> tuple[str, torch.memory_format]:
+def _choose(name: str, x: Tensor, plain: bool) -> tuple[str, torch.memory_format]:
     """Backend and working layout. The CPU kernels read table rows along channels: they know channels_last only, and two
-    copies cost less than gathers. The CUDA C++ kernels know no scales."""
+    copies cost less than gathers. The CUDA C++ kernels know `plain` modulation only, by neither scales nor noise."""
     backend = _backend.choose("modulate_table", name, x)
-    if x.numel() == 0 or (backend == "cuda" and scales is not None):
+    if backend == "cuda" and not plain:
+        backend = "reference" if _backend.missing["triton"] else "triton"
+    if x.numel() == 0:
         backend = "reference"
     return backend, torch.channels_last if backend == "cpu" else memory_format(x)
 
 
-def _along(scales: Tensor | None, backend: str) -> tuple:
-    """scales as kernels take them, a row [2K] per pixel."""
-    return () if backend == "cuda" else (None if scales is None else scales.permute(0, 2, 3, 1).contiguous(),)
+def _extras(backend: str, scales: Tensor | None, noise: Tensor | None, strength: Tensor | None) -> tuple:
+    """Scales, a row [2K] per pixel, noise and strength, where kernels take them."""
+    if backend == "cuda":
+        return ()
+    return None if scales is None else scales.permute(0, 2, 3, 1).contiguous(), noise, strength
 
 
-def _forward(x, table, patches, scales, order, offsets, mean, rstd, of_x, slope, slope2, upsample, group):
+def _forward(
+    x, table, patches, scales, noise, strength, order, offsets, mean, rstd, of_x, slope, slope2, upsample, group
+):
     layout = memory_format(x)
-    backend, working = _choose("modulate_table", x, scales)
+    backend, working = _choose("modulate_table", x, scales is None and noise is None)
     if backend == "reference":
-        y, y2 = reference_forward(x, table, patches, scales, mean, rstd, slope, slope2, upsample)
+        extras = scales, noise, strength
+        y, y2 = reference_forward(x, table, patches, *extras, mean, rstd, slope, slope2, upsample)
         return y.contiguous(memory_format=layout), y2.contiguous(memory_format=layout) if slope2 is not None else y2
     y = _output(x, upsample, working)
     y2 = torch.empty_like(y) if slope2 is not None else None
     x = x.contiguous(memory_format=working)
     kernel = _backend.kernel(backend, "modulate_table", "modulate_table")
-    kernel(x, table.contiguous(), patches, *_along(scales, backend), mean, rstd, slope, slope2, upsample, y, y2)
+    extras = _extras(backend, scales, noise, strength)
+    kernel(x, table.contiguous(), patches, *extras, mean, rstd, slope, slope2, upsample, y, y2)
     y = y.contiguous(memory_format=layout)
     return y, x.new_empty(0) if y2 is None else y2.contiguous(memory_format=layout)
 
 
-def _forward_fake(x, table, patches, scales, order, offsets, mean, rstd, of_x, slope, slope2, upsample, group):
+def _forward_fake(
+    x, table, patches, scales, noise, strength, order, offsets, mean, rstd, of_x, slope, slope2, upsample, group
+):
     y = _output(x, upsample, memory_format(x))
     return y, torch.empty_like(y) if slope2 is not None else x.new_empty(0)
 
 
-def _backward(dy, dy2, x, table, patches, scales, order, offsets, mean, rstd, of_x, slope, slope2, upsample, group):
-    backend, working = _choose("modulate_table_dx", x, scales)
+def _backward(dy, dy2, x, table, patches, scales, noise, strength, order, offsets, mean, rstd, of_x, *rest):
+    *slopes, upsample, group = rest
+    backend, working = _choose("modulate_table_dx", x, scales is None and noise is None)
     layout = memory_format(x)
+
+    def means_of(sums: Tensor) -> tuple[Tensor, Tensor]:
+        """Means for dx, and the gradient of strength, made of them in float64."""
+        if noise is None:
+            return m.mean_of_sums(sums, x, of_x, group), rstd.new_empty(0)
+        means = m.mean_of_sums(sums[:3].double(), x, of_x, group)
+        return means.to(rstd.dtype), _dstrength(sums.double(), means, rstd, noise, upsample)
+
     if backend == "reference":
-        dys, slopes = [dy] if dy2 is None else [dy, dy2], (slope, slope2)
-        dtable, sums = reference_sums(dys, x, table, patches, scales, mean, rstd, slopes, upsample)
-        means = m.mean_of_sums(sums, x, of_x, group)
-        dx, dscales = reference_dx(dys, x, table, patches, scales, mean, rstd, means, slopes, upsample)
-        dscales = x.new_empty(0) if scales is None else dscales.to(scales.dtype).contiguous()
-        return dx.contiguous(memory_format=layout), dtable, dscales
+        given = [dy] if dy2 is None else [dy, dy2], x, table, patches, scales, noise, strength, mean, rstd
+        dtable, sums = reference_sums(*given, slopes, upsample)
+        means, dstrength = means_of(sums)
+        dx, dscales = reference_dx(*given, means, slopes, upsample)
+        dscales = rstd.new_empty(0) if scales is None else dscales.to(scales.dtype).contiguous()
+        return dx.contiguous(memory_format=layout), dtable, dscales, dstrength
     x, table, dy = x.contiguous(memory_format=working), table.contiguous(), dy.contiguous(memory_format=working)
     dy2 = None if dy2 is None else dy2.contiguous(memory_format=working)
     dtable = torch.empty_like(table)
-    sums = table.new_empty((2, *mean.shape), dtype=accumulation_dtype(x))
+    sums = table.new_empty((2 if noise is None else 5, *mean.shape), dtype=accumulation_dtype(x))
+    extras = _extras(backend, scales, noise, strength)
     segments = () if backend == "cpu" else (order, offsets)
-    along = _along(scales, backend)
     _backend.kernel(backend, "modulate_table", "modulate_table_sums")(
-        dy, dy2, x, table, patches, *along, *segments, mean, rstd, slope, slope2, upsample, dtable, sums
+        dy, dy2, x, table, patches, *extras, *segments, mean, rstd, *slopes, upsample, dtable, sums
     )
-    means = m.mean_of_sums(sums, x, of_x, group)
+    means, dstrength = means_of(sums)
     dx = torch.empty_like(x)
-    dscales = tuple(None if each is None else torch.empty_like(each) for each in along)
+    dscales = tuple(None if each is None else torch.empty_like(each) for each in extras[:1])
     _backend.kernel(backend, "modulate_table", "modulate_table_dx")(
-        dy, dy2, x, table, patches, *along, mean, rstd, means, slope, slope2, upsample, dx, *dscales
+        dy, dy2, x, table, patches, *extras, mean, rstd, means, *slopes, upsample, dx, *dscales
     )
-    dscales = x.new_empty(0) if scales is None else dscales[0].permute(0, 3, 1, 2).contiguous()
-    return dx.contiguous(memory_format=layout), dtable, dscales
+    dscales = rstd.new_empty(0) if scales is None else dscales[0].permute(0, 3, 1, 2).contiguous()
+    return dx.contiguous(memory_format=layout), dtable, dscales, dstrength
 
 
-def _backward_fake(dy, dy2, x, table, patches, scales, *rest):
+def _backward_fake(dy, dy2, x, table, patches, scales, noise, strength, order, offsets, mean, rstd, *rest):
     contiguous = torch.contiguous_format
-    dscales = x.new_empty(0) if scales is None else torch.empty_like(scales, memory_format=contiguous)
-    return dense_like(x), torch.empty_like(table, memory_format=contiguous), dscales
+    dscales = rstd.new_empty(0) if scales is None else torch.empty_like(scales, memory_format=contiguous)
+    dstrength = rstd.new_empty(0 if noise is None else x.size(1))
+    return dense_like(x), torch.empty_like(table, memory_format=contiguous), dscales, dstrength
 
 
-def _gradient(dy, dy2, x, table, patches, scales, order, offsets, mean, rstd, of_x, slope, slope2, upsample, group):
+def _gradient(dy, dy2, x, table, patches, scales, noise, strength, order, offsets, mean, rstd, of_x, *rest):
+    slope, slope2, upsample, group = rest
     m.refuse_group(group)
-    inputs = [x, table] if scales is None else [x, table, scales]
-    x, table, *rest = inputs = [t if t.requires_grad else t.detach().requires_grad_() for t in inputs]
-    mean, rstd = m.attach(x, mean, rstd, of_x)
-    y, y2 = reference_forward(x, table, patches, *(rest or [None]), mean, rstd, slope, slope2, upsample)
+    inputs = x, table, scales, strength
+    inputs = [t if t is None or t.requires_grad else t.detach().requires_grad_() for t in inputs]
+    x, table, scales, strength = inputs
+    normalised = x
+    if noise is not None:
+        normalised = (m.repeat2(x) if upsample else x) + noise[:, None] * strength[:, None, None]
+    mean, rstd = m.attach(normalised, mean, rstd, of_x)
+    extras = scales, noise, strength
+    y, y2 = reference_forward(x, table, patches, *extras, mean, rstd, slope, slope2, upsample)
     pairs = [(y, dy.to(y.dtype))] if dy2 is None else [(y, dy.to(y.dtype)), (y2, dy2.to(y.dtype))]
-    found = torch.autograd.grad([p[0] for p in pairs], inputs, [p[1] for p in pairs], create_graph=True)
-    return found if rest else (*found, None)
+    given = [t for t in inputs if t is not None]
+    found = iter(torch.autograd.grad([p[0] for p in pairs], given, [p[1] for p in pairs], create_graph=True))
+    return [None if t is None else next(found) for t in inputs]
 
 
 def _setup(ctx, inputs, output) -> None:
@@ -187,18 +248,19 @@ def _autograd(ctx, dy, dy2):
     rest = ctx.of_x, ctx.slope, ctx.slope2, ctx.upsample, ctx.group
     dy2 = None if ctx.slope2 is None else dy2
     saved = ctx.saved_tensors  # once: checkpointing recomputes them for one unpacking
-    dx, dtable, dscales = torch.ops.i2ifast.modulate_table_backward(dy, dy2, *saved, *rest)
-    return dx, dtable, None, None if saved[3] is None else dscales, *[None] * 9
+    dx, dtable, dscales, dstrength = torch.ops.i2ifast.modulate_table_backward(dy, dy2, *saved, *rest)
+    dscales, dstrength = None if saved[3] is None else dscales, None if saved[4] is None else dstrength
+    return dx, dtable, None, dscales, None, dstrength, *[None] * 9
 
 
 _ARGS = (
-    "Tensor x, Tensor table, Tensor patches, Tensor? scales, Tensor? order, Tensor? offsets, Tensor mean, Tensor rstd, "
-    "bool of_x, float slope, float? slope2, bool upsample, str group"
+    "Tensor x, Tensor table, Tensor patches, Tensor? scales, Tensor? noise, Tensor? strength, Tensor? order, "
+    "Tensor? offsets, Tensor mean, Tensor rstd, bool of_x, float slope, float? slope2, bool upsample, str group"
 )
 define("modulate_table", f"({_ARGS}) -> (Tensor, Tensor)", _forward, _forward_fake)
 define(
     "modulate_table_backward",
-    f"(Tensor dy, Tensor? dy2, {_ARGS}) -> (Tensor, Tensor, Tensor)",
+    f"(Tensor dy, Tensor? dy2, {_ARGS}) -> (Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
 )
@@ -216,6 +278,8 @@ def modulate_table(
     upsample: bool = False,
     segments: Segments | None = None,
     scales: Tensor | None = None,
+    noise: Tensor | None = None,
+    strength: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """y[n,c,p] = act((x - mean) * rstd * (1 + table[patches[n,p], c]) * s[n,p] + table[patches[n,p], C + c] * t[n,p])
 
@@ -225,6 +289,9 @@ def modulate_table(
     modulation and activation, is made from the same read of x. With `upsample`, x is first upsampled x2 by nearest,
     without ever existing at that size: patches, scales and y are [N, ..., 2H, 2W]. Statistics default to none (x as it
     is). `segments` spare CUDA kernels a sort in backward.
+    With `noise` (of the shape of patches) and `strength` [C], x (upsampled) + strength * noise takes the place of x,
+    without ever existing; statistics are those of that sum. Noise has no gradient, and goes with neither `act2` nor
+    scales.
     Raises ValueError for shapes or devices that do not fit. Indices are not checked here: `labels.py` makes them.
     """
     check_4d("x", x)
@@ -237,15 +304,24 @@ def modulate_table(
     if patches.dtype is not torch.int32:
         raise TypeError(f"patches are {patches.dtype}, expected torch.int32")
     statistics = no_statistics(x) if statistics is None else statistics
-    check_device(x, table=table, patches=patches, scales=scales, mean=statistics.mean)
+    tensors = {"scales": scales, "noise": noise, "strength": strength, "mean": statistics.mean}
+    check_device(x, table=table, patches=patches, **tensors)
     mean, rstd, of_x, group = statistics
     order, offsets = (None, None) if segments is None else segments
     slope2 = None if act2 is None else slope_of(act2)
+    if noise is not None:
+        if strength is None or act2 is not None or scales is not None:
+            raise ValueError("noise goes with strength, and with neither act2 nor scales")
+        check_shape("noise", noise, patches.shape)
+        check_shape("strength", strength, (c,))
+        noise, strength = noise.to(mean.dtype).contiguous(), strength.to(mean.dtype).contiguous()
     y, y2 = torch.ops.i2ifast.modulate_table(
         x,
         table.to(mean.dtype),
         patches.contiguous(),
         None if scales is None else scales.to(mean.dtype),
+        noise,
+        strength,
         order,
         offsets,
         mean,

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _backend
@@ -82,15 +83,18 @@ def instance_statistics(x: Tensor, eps: float = 1e-5) -> Statistics:
         return Statistics(mean, (var + eps).rsqrt(), True)
 
 
-def batch_statistics(x: Tensor, eps: float = 1e-5, group: str = "") -> tuple[Statistics, Tensor, Tensor]:
+def batch_statistics(
+    x: Tensor, eps: float = 1e-5, group: str = "", noise: Tensor | None = None, strength: Tensor | None = None
+) -> tuple[Statistics, Tensor, Tensor]:
     """Statistics of every channel over the batch, over all ranks of process group `group` if named.
 
-    Returns (statistics, var [C], count []): the biased variance and the number of elements it was taken over. Ranks
-    may hold different numbers of elements, none included.
+    With `noise` and `strength`, as modulate_table takes them, those of x + strength * noise, in the same single pass.
+    Returns (statistics, var [C], count []): the biased variance and the number of elements of x it was taken over.
+    Ranks may hold different numbers of elements, none included.
     """
     check_4d("x", x)
     with torch.no_grad():
-        mean, var, count = torch.ops.i2ifast.batch_moments(x, group)
+        mean, var, count = torch.ops.i2ifast.batch_moments(x, noise, strength, group)
         return Statistics(mean, (var + eps).rsqrt(), True, group), var[0], count
 
 
@@ -111,8 +115,32 @@ def process_group(name: str) -> dist.ProcessGroup:
     return dist.distributed_c10d._resolve_process_group(name)
 
 
-def _batch_moments(x: Tensor, group: str) -> tuple[Tensor, Tensor, Tensor]:
-    mean, var = _moments(x, False)
+@torch.no_grad()
+def _noisy_moments(x: Tensor, noise: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
+    """Moments of x + strength * noise over the batch; where noise is twice as large, of x upsampled to that."""
+    mean, var = _empty(x, False)
+    if x.numel() == 0:
+        return mean.zero_(), var.zero_()
+    plane, strength = noise.to(mean.dtype), strength.to(mean.dtype)
+    within = torch.zeros_like(strength)
+    if noise.shape[1:] != x.shape[2:]:  # the variance of means of 2x2 cells, and that within cells
+        plane = F.avg_pool2d(plane, 2)
+        within = (noise - plane.repeat_interleave(2, 1).repeat_interleave(2, 2)).square().mean() * strength**2
+    backend = _backend.choose("moments", "moments", x)
+    if backend == "reference":
+        centre, _ = reference_forward(x, False)
+        mean, var = reference_forward(x - centre[..., None, None] + strength[:, None, None] * plane[:, None], False)
+        mean = mean + centre
+    else:
+        x = x.contiguous(memory_format=memory_format(x))
+        _backend.kernel(backend, "moments", "moments")(x, False, mean, var, plane.contiguous(), strength.contiguous())
+    return mean, var + within
+
+
+def _batch_moments(
+    x: Tensor, noise: Tensor | None, strength: Tensor | None, group: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    mean, var = _moments(x, False) if noise is None else _noisy_moments(x, noise, strength)
     count = torch.full((), x.numel() // max(1, x.size(1)), dtype=mean.dtype, device=x.device)
     if not group:
         return mean, var, count
@@ -127,9 +155,14 @@ def _batch_moments(x: Tensor, group: str) -> tuple[Tensor, Tensor, Tensor]:
     return mean[None].to(local.dtype), var[None].to(local.dtype), total[0].to(local.dtype)
 
 
-def _batch_moments_fake(x: Tensor, group: str) -> tuple[Tensor, Tensor, Tensor]:
+def _batch_moments_fake(x: Tensor, noise: Tensor | None, strength: Tensor | None, group: str) -> tuple[Tensor, ...]:
     return *_empty(x, False), x.new_empty((), dtype=accumulation_dtype(x))
 
 
-define("batch_moments", "(Tensor x, str group) -> (Tensor, Tensor, Tensor)", _batch_moments, _batch_moments_fake)
+define(
+    "batch_moments",
+    "(Tensor x, Tensor? noise, Tensor? strength, str group) -> (Tensor, Tensor, Tensor)",
+    _batch_moments,
+    _batch_moments_fake,
+)
 _backend.lib.impl("batch_moments", torch.library.fallthrough_kernel, "Autograd")  # statistics are constants to autograd
