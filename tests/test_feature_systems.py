@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_models import batch_of, settled, tiny
-from torch import Tensor
 
 from i2ifast import models
 from i2ifast.models import Batch
@@ -109,7 +108,6 @@ def test_tsit_refuses_bad_options(options: dict[str, Any], message: str) -> None
 
 
 def test_feature_matching_of_ccfpse_averages_layers() -> None:
-    def outputs(value: float) -> list[list[Tensor]]:
-        return [[torch.full((2, 3), value), torch.full((4,), 3 * value)], [torch.full((1,), 100 * value)]]
-
-    assert tiny("ccfpse").matching(outputs(1.0), outputs(0.0)).item() == 2
+    fake, real = torch.ones(2, 3, 1, 1), torch.zeros(2, 3, 1, 1)
+    outputs = [[torch.cat([fake, real]), torch.cat([3 * fake, real])], [torch.cat([100 * fake, real])]]
+    assert tiny("ccfpse").matching(outputs).item() == 2

@@ -214,7 +214,7 @@ def test_opcheck(case, monkeypatch):
         args = [a.detach().requires_grad_(a.is_floating_point()) if isinstance(a, torch.Tensor) else a for a in args]
         constant = {"mean", "rstd"}
         names = [a.name for a in function._schema.arguments]
-        args = [a.detach() if n in constant else a for n, a in zip(names, args, strict=False)]  # without defaults
+        args = [a.detach() if n in constant else a for n, a in zip(names, args, strict=False)]  # not all options
         torch.library.opcheck(function, tuple(args), raise_exception=True)
 
 

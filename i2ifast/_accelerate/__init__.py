@@ -14,8 +14,9 @@ from torch.nn.utils.spectral_norm import SpectralNorm as TorchSpectralNorm
 from ..nn.conv import Conv2d, is_3x3
 from ..nn.spade import SPADE
 from ..nn.spectral import SpectralNorm, adopt, release
-from ._change import Changed, change, restored
-from .sequential import InstanceNormActs, count_pairs
+from ._change import Changed, change, difference, replace, restored
+from .norms import candidates
+from .sequential import FusedSequential, count_pairs
 from .spade import assignments, change_block, change_layer, change_upsampling
 
 KINDS = (
@@ -24,7 +25,9 @@ KINDS = (
     "spectral norms",
     "3x3 convolutions",
     "SPADE residual blocks",
-    "upsamplings",
+    "upsamplings in front of them",
+    "upsamplings with convolution",
+    "other norms",
 )
 
 
@@ -37,6 +40,9 @@ def accelerate(model: nn.Module) -> nn.Module:
     - Residual blocks of two or three such layers and as many convolutions, proved in the same way; without gradients,
       the nn.Upsample (x2 nearest) in front of them is read where it is needed and never written.
     - InstanceNorm2d (affine or not, without running statistics) followed by ReLU or LeakyReLU in an nn.Sequential.
+    - Upsample (x2 nearest) followed by a 3x3 or 5x5 convolution, with or without a padding layer between, there.
+    - Layers with the parameters and formula of MUNIT's layer norm and adaptive instance norm, ILN and AdaILN (U-GAT-IT,
+      NICE-GAN), AdaIN of a style vector (StarGAN v2), FADE (TSIT) and CLADE's affine of classes, proved as above.
     - Hooks of torch.nn.utils.spectral_norm.
     - 3x3 convolutions with stride 1 and zero padding 1.
 
@@ -48,16 +54,23 @@ def accelerate(model: nn.Module) -> nn.Module:
     for name, module in model.named_modules():
         if isinstance(module, SPADE | torch.jit.ScriptModule) or not _changeable(module):
             continue
-        if candidates := list(assignments(module)):
-            reason = change_layer(module, candidates)
+        if possible := list(assignments(module)):
+            reason = change_layer(module, possible)
             count["SPADE layers"] += not reason
             left += [f"{name or type(module).__name__}: {reason}"] if reason else []
-        elif type(module).forward is nn.Sequential.forward and (pairs := count_pairs(module)):
-            change(module, InstanceNormActs)
-            count["instance norms with activation"] += pairs
+        elif type(module).forward is nn.Sequential.forward and any(pairs := count_pairs(module)):
+            change(module, FusedSequential)
+            count["instance norms with activation"] += pairs[0]
+            count["upsamplings with convolution"] += pairs[1]
         elif type(module) is nn.Conv2d and is_3x3(module):
             change(module, _Conv2d)
             count["3x3 convolutions"] += 1
+        else:
+            for mixin, parts, inputs, attributes in candidates(module):
+                if not difference(module, mixin, parts, inputs, attributes):
+                    replace(module, mixin, parts)
+                    count["other norms"] += 1
+                    break
         for hook in module._forward_pre_hooks.values():
             if type(hook) is TorchSpectralNorm:
                 adopt(module, hook)
@@ -66,7 +79,7 @@ def accelerate(model: nn.Module) -> nn.Module:
     for module in filter(_changeable, model.modules()):
         count["SPADE residual blocks"] += change_block(module)
     for module in model.modules():
-        count["upsamplings"] += change_upsampling(module)
+        count["upsamplings in front of them"] += change_upsampling(module)
     print("accelerate:", ", ".join(f"{count[what]} {what}" for what in KINDS))
     print(*(f"  left {line}\n" for line in left), sep="", end="")
     return model

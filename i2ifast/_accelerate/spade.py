@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 from ..nn.spade import Layer, Modulator, apply, modulated, modulated_twice, upsampled
 from ..ops import no_statistics
-from ._change import Changed, change, difference, hooked, takes_two
+from ._change import Changed, change, difference, hooked, is_torchs, replace, takes_two
 
 SLOPES = (0.2, 0.0, 0.1, 0.01)  # of the activations that a residual block may have
 
@@ -45,7 +46,7 @@ class SpadeLayer(Changed):
             return super().forward(*args, **kwargs)
         x, segmap = args
         layer = self._layer()
-        if layer.norm.training and not _is_torchs(layer.norm):
+        if layer.norm.training and not is_torchs(layer.norm):
             # Others' synchronisation is theirs to do.
             return apply(layer.norm(x), layer.by(segmap, tuple(x.shape[2:])), no_statistics(x))
         return modulated(x, segmap, layer, "none", False)
@@ -148,17 +149,11 @@ def _is_fusible(layer: nn.Module) -> bool:
     if not isinstance(layer, SpadeLayer) or hooked(*layer.modules()):
         return False
     norm = layer.get_submodule(layer._i2ifast_parts.norm)
-    return norm.training == layer.training and (not norm.training or _is_torchs(norm))
+    return norm.training == layer.training and (not norm.training or is_torchs(norm))
 
 
 def _is_dense(x: Any) -> bool:
     return isinstance(x, Tensor) and x.dim() == 4 and x.is_floating_point()
-
-
-def _is_torchs(norm: nn.Module) -> bool:
-    if type(norm) is nn.SyncBatchNorm:
-        return norm.process_group in (None, torch.distributed.group.WORLD)
-    return type(norm) in (nn.BatchNorm2d, nn.InstanceNorm2d)
 
 
 def assignments(module: nn.Module) -> Iterator[_Parts]:
@@ -181,6 +176,15 @@ def assignments(module: nn.Module) -> Iterator[_Parts]:
             yield _Parts(norms[0], *names)
 
 
+def _inputs(channels: int, classes: int, g: torch.Generator) -> list[tuple[Tensor, ...]]:
+    """Maps, one-hot and soft, of odd ratio to the size of x, larger and smaller: they tell one way of resizing from
+    another."""
+    x = torch.randn((2, channels, 8, 6), generator=g)
+    labels = torch.randint(classes, (2, 7, 5), generator=g).repeat_interleave(3, 1).repeat_interleave(3, 2)
+    one_hot = torch.zeros((2, classes, 21, 15)).scatter_(1, labels[:, None], 1.0)
+    return [(x, one_hot), (x, torch.rand((2, classes, 5, 11), generator=g))]
+
+
 def _unusual(module: nn.Module, parts: _Parts) -> str:
     """'' if the replacement has the layer's kind of norm and convolutions, else what it does not have."""
     norm, *convolutions = (module.get_submodule(name) for name in parts)
@@ -201,10 +205,10 @@ def change_layer(module: nn.Module, assignments: list[_Parts]) -> str:
     reasons = []
     for parts in assignments:
         norm, shared = module.get_submodule(parts.norm), module.get_submodule(parts.shared)
-        reason = _unusual(module, parts) or difference(module, SpadeLayer, parts, norm.num_features, shared.in_channels)
+        inputs = partial(_inputs, norm.num_features, shared.in_channels)
+        reason = _unusual(module, parts) or difference(module, SpadeLayer, parts, inputs)
         if not reason:
-            module._i2ifast_parts = parts
-            change(module, SpadeLayer)
+            replace(module, SpadeLayer, parts)
             return ""
         reasons.append(reason)
     return reasons[0]
@@ -218,9 +222,8 @@ def change_block(module: nn.Module) -> bool:
         layer = module._modules[parts.norm_0]
         _, shared, *_ = layer._i2ifast_parts
         channels, classes = module._modules[parts.conv_0].in_channels, layer.get_submodule(shared).in_channels
-        if not difference(module, SpadeBlock, parts, channels, classes):
-            module._i2ifast_parts = parts
-            change(module, SpadeBlock)
+        if not difference(module, SpadeBlock, parts, partial(_inputs, channels, classes)):
+            replace(module, SpadeBlock, parts)
             return True
     return False
 

@@ -25,7 +25,7 @@ from ._system import Adam, Batch, Phase
 Features = list[list[Tensor]]  # discriminator outputs [scale][layer], the last layer being the logits
 Pyramid = list[Tensor]  # [N, T, C, H, W] at full resolution, at half, ...
 
-NORMS = {"batch": BatchNormAct, "instance": TrackedInstanceNormAct}
+NORMS = {"batch": partial(BatchNormAct, synchronise=False), "instance": TrackedInstanceNormAct}
 
 
 @dataclass

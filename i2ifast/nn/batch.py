@@ -16,7 +16,7 @@ class BatchNormAct(nn.BatchNorm2d):
     """
 
     def __init__(
-        self, num_features: int, act: str | float = "none", eps: float = 1e-5, synchronise: bool = True
+        self, num_features: int, act: str | float = "relu", eps: float = 1e-5, synchronise: bool = True
     ) -> None:
         super().__init__(num_features, eps)
         self.act, self.synchronise = act, synchronise

@@ -73,8 +73,8 @@ class DepthsepCCBlock(nn.Module):
         self.gen_se_weights1 = predictor(fout, nn.Sigmoid())
         self.gen_se_weights2 = predictor(fout, nn.Sigmoid())
         self.conv_0, self.norm_0 = DepthsepCC(fin), nn.BatchNorm2d(fout)
-        self.conv_1, self.norm_1 = nn.Conv2d(fin, fout, 1), BatchNormAct(fin)
-        self.conv_2, self.norm_2 = DepthsepCC(fout), BatchNormAct(fout)
+        self.conv_1, self.norm_1 = nn.Conv2d(fin, fout, 1), BatchNormAct(fin, "none")
+        self.conv_2, self.norm_2 = DepthsepCC(fout), BatchNormAct(fout, "none")
         self.conv_3 = nn.Conv2d(fout, fout, 1)
         if self.learned_shortcut:
             self.conv_s = nn.Conv2d(fin, fout, 1, bias=False)

@@ -17,6 +17,23 @@ from .label_conv import plan_of, resized
 from .spade import Layer, ResnetBlock, Table, apply, modulated, modulated_twice, norm_of, upsampled
 
 
+def class_table(
+    weight: Tensor, bias: Tensor, seg: Tensor | LabelPlan, size: tuple[int, int], scales: Tensor | None = None
+) -> Table:
+    """(gamma, beta) = (weight[k] - 1, bias[k]), k being the class of the pixel of seg resized to `size`."""
+    classes, plan = weight.size(0), plan_of(seg)
+    channels = seg.size(1) if plan is None else plan.num_channels
+    if channels < classes:
+        raise ValueError(f"segmap has {channels} channels, fewer than the {classes} classes of the layer")
+    rows = torch.cat([weight - 1, bias], 1)
+    if plan is None:
+        return Table(rows, resized(seg[:, :classes], size).argmax(1).int(), None, scales)
+    windows = plan.windows(size, 1)  # of one pixel, whose symbol is the only member
+    of_symbols = plan.values[:, :classes].argmax(1)
+    rows = F.embedding(of_symbols[windows.bags.index.long()], rows)
+    return Table(rows, windows.patches, windows.segments if rows.is_cuda else None, scales)
+
+
 class ClassAffine(nn.Module):
     """y = x * weight[k] + bias[k], k being the class of the pixel: the largest channel of the label map, the first of
     equal ones.
@@ -53,17 +70,7 @@ class ClassAffine(nn.Module):
 
     def table(self, dist: Tensor | None, seg: Tensor | LabelPlan, size: tuple[int, int]) -> Table:
         """(gamma, beta) = (weight - 1, bias) for seg and dist resized to `size`."""
-        classes, plan = self.weight.size(0), plan_of(seg)
-        channels = seg.size(1) if plan is None else plan.num_channels
-        if channels < classes:
-            raise ValueError(f"segmap has {channels} channels, fewer than the {classes} classes of the layer")
-        rows, scales = torch.cat([self.weight - 1, self.bias], 1), self.scales(dist, size)
-        if plan is None:
-            return Table(rows, resized(seg[:, :classes], size).argmax(1).int(), None, scales)
-        windows = plan.windows(size, 1)  # of one pixel, whose symbol is the only member
-        of_symbols = plan.values[:, :classes].argmax(1)
-        rows = F.embedding(of_symbols[windows.bags.index.long()], rows)
-        return Table(rows, windows.patches, windows.segments if rows.is_cuda else None, scales)
+        return class_table(self.weight, self.bias, seg, size, self.scales(dist, size))
 
     def forward(self, x: Tensor, seg: Tensor | LabelPlan, dist: Tensor | None = None) -> Tensor:
         return apply(x, self.table(dist, seg, tuple(x.shape[2:])), no_statistics(x))

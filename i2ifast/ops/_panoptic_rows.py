@@ -60,7 +60,7 @@ def _split(backend: str, dy: Tensor, at: Tensor, taps: Tensor) -> tuple[Tensor, 
 
 def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
     if (weight.size(2), stride) == (3, 1):
-        return torch.ops.i2ifast.conv3x3(x, weight, bias)
+        return torch.ops.i2ifast.conv3x3(x, weight, bias, "zeros")
     return F.conv2d(x, weight, bias, stride, weight.size(2) // 2)
 
 
@@ -74,13 +74,13 @@ def _plain_backward(dy: Tensor, x: Tensor, weight: Tensor, stride: int, wanted: 
 
 def _plain_dx(dy: Tensor, weight: Tensor, x: Tensor, stride: int) -> Tensor:
     if (weight.size(2), stride) == (3, 1):
-        return torch.ops.i2ifast.conv3x3_dx(dy, weight)
+        return torch.ops.i2ifast.conv3x3_dx(dy, weight, "zeros")
     return _plain_backward(dy, x, weight, stride, [True, False])[0]
 
 
 def _plain_dweight(x: Tensor, dy: Tensor, weight: Tensor, stride: int) -> Tensor:
     if (weight.size(2), stride) == (3, 1):
-        return torch.ops.i2ifast.conv3x3_dweight(x, dy)
+        return torch.ops.i2ifast.conv3x3_dweight(x, dy, "zeros")
     return _plain_backward(dy, x, weight, stride, [False, True])[1]
 
 
