@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from plain import blocks, gradients, normal, one_hot
 from torch import Tensor, nn
 
-from i2ifast import labels, models
+from i2ifast import labels, models, ops
 from i2ifast.data.labels import collate
 from i2ifast.models.sean import mix
 from i2ifast.nn import ACE, SEANResnetBlock, bake
@@ -181,6 +181,10 @@ def test_refusals() -> None:
     layer = ace()
     with pytest.raises(ValueError, match="styles of 3 regions, expected 5"):
         layer(normal(1, 6, 8, 8), labels.plan(blocks(1, 8, 8, CLASSES), CLASSES), styles_of(1, 3).float())
+    x, noise = normal(1, 6, 8, 8), {"noise": normal(1, 8, 8), "strength": normal(6)}
+    patches = torch.zeros(1, 8, 8, dtype=torch.int32)
+    with pytest.raises(ValueError, match="noise goes with strength, and with neither act2 nor scales"):
+        ops.modulate_table(x, normal(1, 12), patches, scales=normal(1, 2, 8, 8), **noise)
 
 
 @pytest.mark.parametrize("given", ["plan", "separate plan", "map"])
