@@ -13,8 +13,14 @@ $(VENV)/.done: requirements.txt
 build: $(VENV)/.done
 	$(PY) setup.py --quiet build_ext --inplace
 
+# Two halves side by side, a core each.
+APART := tests/test_golden.py tests/test_triton.py
+
+test: export OMP_NUM_THREADS = 1
 test: build
-	$(PY) -m pytest tests
+	@$(PY) -m pytest $(APART) & half=$$!; \
+	$(PY) -m pytest tests $(APART:%=--ignore %); other=$$?; \
+	wait $$half && exit $$other
 
 demo: build
 	$(PY) -m i2ifast.demo --out demo --plain-generator benchmarks/plain_spade.py
