@@ -1,6 +1,6 @@
 """What the drivers of unpaired systems share: their losses by the originals' names, their gradients, their training."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -173,3 +173,24 @@ def first_outputs(system: System, prefix: str, names: set[str]) -> Iterator[Foun
     yield outputs
     for handle in handles:
         handle.remove()
+
+
+def run_case(
+    system: System,
+    case: Case,
+    names: Names,
+    images: Callable[[System, Batch], dict[str, Tensor]],
+    judges: Sequence[str],
+) -> Found:
+    """All that a case of a system with class activation maps records: `images` gives outputs by the original's names,
+    `judges` are the discriminators recorded in training mode too."""
+    if case.trains:
+        return run_training(system, case, case.options["iteration"], names)
+    with first_outputs(system, "out.eval.", case.names) as outputs:
+        values = run_phases(system, case, "eval", names)
+    values |= outputs | {f"out.eval.{name}": value for name, value in images(system, batch_of(case)).items()}
+    for net in judges:
+        judged = system.train().nets[net](batch_of(case)["a"])
+        values |= {f"out.train.{net}.{i}": output for i, output in enumerate(judged)}
+        values |= {f"post.train.{net}.{key}": buffer for key, buffer in system.nets[net].named_buffers()}
+    return values

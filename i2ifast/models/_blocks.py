@@ -3,7 +3,9 @@
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +14,45 @@ from torch import Tensor, nn
 from i2ifast.nn import AdaILN, InstanceNormAct, spectral_norm
 from i2ifast.nn.conv import Conv2d
 
-from .spade import load_strictly
+from ._originals import load_strictly
+
+STRIDE = 4  # pixels of an image to one of the map that Modulation takes
+
+
+@dataclass
+class ModulationConfig:
+    """The options that systems with a Modulation share, under the originals' names."""
+
+    ch: int = 64
+    img_ch: int = 3
+    img_size: int = 256
+    light: bool = False  # gamma and beta from the mean of the map instead of all of it, and images of any size
+    adv_weight: float = 1.0
+    cycle_weight: float = 10.0
+    lr: float = 1e-4
+    weight_decay: float = 1e-4
+    decay_flag: bool = True  # a line to zero in the second half of the iterations
+
+    def __post_init__(self) -> None:
+        if self.img_size % STRIDE:
+            raise ValueError(f"img_size {self.img_size}: must be a multiple of {STRIDE}")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of training images."""
+        return self.img_size, self.img_size
+
+    @classmethod
+    def from_original(cls, options: dict[str, Any]) -> Self:
+        """From the original's option names and values."""
+        return cls(**{field.name: options[field.name] for field in fields(cls) if field.name in options})
+
+
+def pad_to(x: Tensor, stride: int) -> Tensor:
+    """Pad [...,H,W] at the bottom and the right, by repeating the border, to multiples of `stride`."""
+    sides = [(side, -(-side // stride) * stride) for side in x.shape[-2:]]
+    rows, columns = (torch.arange(padded, device=x.device).clamp(max=side - 1) for side, padded in sides)
+    return x[..., rows[:, None], columns]
 
 
 def numbered(layers: dict[int, nn.Module]) -> nn.Sequential:

@@ -20,9 +20,10 @@ from i2ifast.nn.losses import contextual, feature_matching, hinge, multiscale
 from i2ifast.nn.vgg import VGG, caffe
 
 from . import _system
+from ._blocks import pad_to
 from ._cocosnet import Correspondence, normed
+from ._originals import load_nets
 from ._system import Adam, Batch, Phase
-from .spade import load_strictly, pad_to
 
 STRIDE = 32  # between the images and the first layer of the generator
 PERCEPTUAL = ("relu1_2", "relu2_2", "relu3_2", "relu4_2", "relu5_2")
@@ -379,13 +380,4 @@ class System(_system.System):
 
     def load_original(self, path: str | Path, epoch: str = "latest") -> None:
         """Load <epoch>_net_{G,D,Corr}.pth of a checkpoint folder (only G needs to be there), or one such file."""
-        path = Path(path)
-        if path.is_dir():
-            files = {name: path / f"{epoch}_net_{name}.pth" for name in self.nets}
-            files = {name: file for name, file in files.items() if name == "G" or file.exists()}
-        else:
-            files = {path.stem.rpartition("_net_")[2]: path}
-        for name, file in files.items():
-            if name not in self.nets:
-                raise ValueError(f"{file}: expected a file name ending in _net_{' or '.join(self.nets)}.pth")
-            load_strictly(self.nets[name], torch.load(file, map_location="cpu", weights_only=True), file)
+        load_nets(self.nets, path, epoch, optional=set(self.nets) - {"G"})

@@ -20,10 +20,10 @@ from i2ifast.nn.instance import instance_norm_act
 from i2ifast.ops import instance_statistics, modulate_style
 
 from . import _system
-from ._blocks import numbered
+from ._blocks import numbered, pad_to
 from ._losses import VGG16, cross_entropy, least_squares
+from ._originals import load_strictly
 from ._system import Adam, Batch, Phase
-from .spade import load_strictly, pad_to
 
 PADDINGS = {"reflect": "reflect", "replicate": "replicate", "zero": "zeros"}
 ACTIVATIONS = {"relu": "relu", "lrelu": 0.2}

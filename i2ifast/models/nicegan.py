@@ -3,7 +3,7 @@
 Chen, Huang, Huang, Sun, Huang. Reusing Discriminators for Encoding. CVPR 2020.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +15,14 @@ from i2ifast.nn import ILN, spectral_norm
 
 from . import _system
 from ._blocks import (
+    STRIDE,
     AttentionConv2d,
     Modulation,
+    ModulationConfig,
     linear_decay,
     load_params,
     numbered,
+    pad_to,
     pooled,
     reflecting,
     reset,
@@ -28,44 +31,21 @@ from ._blocks import (
 )
 from ._losses import least_squares
 from ._system import Adam, Batch, Phase
-from .spade import pad_to
-
-STRIDE = 4  # pixels of an image to one of its code
 
 
 @dataclass
-class Config:
+class Config(ModulationConfig):
     """Options of the original, under its names."""
 
-    ch: int = 64
-    img_ch: int = 3
-    img_size: int = 256
     n_res: int = 6
     n_dis: int = 7
-    light: bool = False  # gamma and beta from the mean of the code instead of all of it, and images of any size
-    adv_weight: float = 1.0
-    cycle_weight: float = 10.0
     recon_weight: float = 10.0
-    lr: float = 1e-4
-    weight_decay: float = 1e-4
     iteration: int = 300000
-    decay_flag: bool = True  # a line to zero in the second half of the iterations
 
     def __post_init__(self) -> None:
         if self.n_dis < 6:
             raise ValueError(f"n_dis {self.n_dis}: must be at least 6, for the two heads of the discriminator")
-        if self.img_size % STRIDE:
-            raise ValueError(f"img_size {self.img_size}: must be a multiple of {STRIDE}")
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of training images."""
-        return self.img_size, self.img_size
-
-    @classmethod
-    def from_original(cls, options: dict[str, Any]) -> "Config":
-        """From the original's option names and values."""
-        return cls(**{field.name: options[field.name] for field in fields(cls) if field.name in options})
+        super().__post_init__()
 
 
 # fmt: off

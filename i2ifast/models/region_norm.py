@@ -15,9 +15,10 @@ from i2ifast.nn import RN_B, RN_L, spectral_norm
 from i2ifast.nn.conv import Conv2d
 
 from . import _system
+from ._blocks import pad_to
 from ._losses import cross_entropy
+from ._originals import load_nets
 from ._system import Adam, Batch, Phase
-from .spade import load_strictly, pad_to
 
 STRIDE = 4  # of the encoder
 
@@ -205,13 +206,4 @@ class System(_system.System):
 
     def load_original(self, path: str | Path, epoch: str = "latest") -> None:
         """Load <epoch>_net_{G,D}.pth of a checkpoint folder (D may be absent), or one such file."""
-        path = Path(path)
-        if path.is_dir():
-            files = {name: path / f"{epoch}_net_{name}.pth" for name in self.nets}
-            files = {name: file for name, file in files.items() if name == "G" or file.exists()}
-        else:
-            files = {path.stem.rpartition("_net_")[2]: path}
-        for name, file in files.items():
-            if name not in self.nets:
-                raise ValueError(f"{file}: expected a file name ending in _net_{' or '.join(self.nets)}.pth")
-            load_strictly(self.nets[name], torch.load(file, map_location="cpu", weights_only=True), file)
+        load_nets(self.nets, path, epoch, optional=("D",))

@@ -16,8 +16,9 @@ from i2ifast.labels import LabelPlan
 from i2ifast.nn import InstanceNormAct, SPADEV2ResnetBlock, spectral_norm
 
 from . import spade
+from ._blocks import pad_to
 from ._system import Batch
-from .spade import Semantics, pad_to
+from .spade import Semantics
 
 CODE = 8  # channels of a class's style
 BLOCKS = ("head_0", "G_middle_0", "G_middle_1", "up_0", "up_1", "up_2", "up_3")

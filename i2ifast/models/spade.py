@@ -17,7 +17,9 @@ from i2ifast import labels
 from i2ifast.nn import InstanceNormAct, SPADEResnetBlock, label_conv2d, spectral_norm
 
 from . import _system
+from ._blocks import pad_to
 from ._losses import GAN_LOSSES, VGG19, feature_matching, kl_divergence, perceptual
+from ._originals import load_nets
 from ._system import Adam, Batch, Phase
 
 Semantics = Tensor | labels.LabelPlan
@@ -398,36 +400,4 @@ class System(_system.System):
 
     def load_original(self, path: str | Path, epoch: str = "latest") -> None:
         """Load <epoch>_net_{G,D,E}.pth of a checkpoint folder (`optional` ones may be absent), or one such file."""
-        path = Path(path)
-        if path.is_dir():
-            files = {name: path / f"{epoch}_net_{name}.pth" for name in self.nets}
-            files = {name: file for name, file in files.items() if file.exists() or name not in self.optional}
-        else:
-            files = {path.stem.rpartition("_net_")[2]: path}
-        for name, file in files.items():
-            if name not in self.nets:
-                raise ValueError(f"{file}: expected a file name ending in _net_{' or '.join(self.nets)}.pth")
-            load_strictly(self.nets[name], torch.load(file, map_location="cpu", weights_only=True), file)
-
-
-def pad_to(x: Tensor, stride: int) -> Tensor:
-    """Pad [...,H,W] at the bottom and the right, by repeating the border, to multiples of `stride`."""
-    sides = [(side, -(-side // stride) * stride) for side in x.shape[-2:]]
-    rows, columns = (torch.arange(padded, device=x.device).clamp(max=side - 1) for side, padded in sides)
-    return x[..., rows[:, None], columns]
-
-
-def load_strictly(net: nn.Module, state: dict[str, Tensor], file: Path) -> None:
-    """load_state_dict that refuses any difference in keys or shapes, naming the first ones and the file."""
-    own = net.state_dict()
-    wrong = [f"no {key}" for key in own if key not in state]
-    wrong += [f"unexpected {key}" for key in state if key not in own]
-    wrong += [
-        f"{key} {list(state[key].shape)} instead of {list(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
-        raise ValueError(f"{file} does not fit this {type(net).__name__}: {'; '.join(wrong[:8])}{more}")
-    net.load_state_dict(state)
+        load_nets(self.nets, path, epoch, self.optional)

@@ -25,6 +25,7 @@ from i2ifast.nn.stylegan import (
 )
 
 from . import _system
+from ._originals import load_strictly
 from ._system import Adam, Batch, Phase
 
 
@@ -322,7 +323,8 @@ class System(_system.System):
 
     def load_original(self, path: str | Path) -> None:
         """Load a checkpoint file of the original: generator `g_ema`, discriminator `d` if it is there."""
+        path = Path(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-        self.nets["G"].load_state_dict(state["g_ema"])
+        load_strictly(self.nets["G"], state["g_ema"], path)
         if "d" in state:
-            self.nets["D"].load_state_dict(state["d"])
+            load_strictly(self.nets["D"], state["d"], path)

@@ -15,8 +15,9 @@ from i2ifast.labels import LabelPlan
 from i2ifast.nn import FAdaIN, FADEResnetBlock, InstanceNormAct, spectral_norm
 
 from . import spade
+from ._blocks import pad_to
 from ._system import Batch
-from .spade import Z_DIM, Features, LabelConv2d, NLayerDiscriminator, Semantics, pad_to
+from .spade import Z_DIM, Features, LabelConv2d, NLayerDiscriminator, Semantics
 
 TASKS = ("AST", "SIS", "MMIS")
 LEVELS = 8  # resolutions of a stream, each half of the one before

@@ -4,7 +4,7 @@ Kim, Kim, Kang, Lee. U-GAT-IT: Unsupervised Generative Attentional Networks with
 for Image-to-Image Translation. ICLR 2020.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,12 +16,15 @@ from i2ifast.nn import ILN, AdaILN, InstanceNormAct, UpsampleConv2d, spectral_no
 
 from . import _system
 from ._blocks import (
+    STRIDE,
     AttentionConv2d,
     Modulation,
+    ModulationConfig,
     ResnetBlock,
     linear_decay,
     load_params,
     numbered,
+    pad_to,
     pooled,
     reflecting,
     reset,
@@ -30,43 +33,18 @@ from ._blocks import (
 )
 from ._losses import cross_entropy, least_squares
 from ._system import Adam, Batch, Phase
-from .spade import pad_to
 
-STRIDE = 4  # pixels of an image to one of the generator's smallest map
 LAYERS = {"G": 7, "L": 5}  # of the discriminators of the whole image and of patches
 
 
 @dataclass
-class Config:
+class Config(ModulationConfig):
     """Options of the original, under its names; its n_dis has no effect there and is left out."""
 
-    ch: int = 64
-    img_ch: int = 3
-    img_size: int = 256
     n_res: int = 4
-    light: bool = False  # gamma and beta from the mean of the map instead of all of it, and images of any size
-    adv_weight: float = 1.0
-    cycle_weight: float = 10.0
     identity_weight: float = 10.0
     cam_weight: float = 1000.0
-    lr: float = 1e-4
-    weight_decay: float = 1e-4
     iteration: int = 1000000
-    decay_flag: bool = True  # a line to zero in the second half of the iterations
-
-    def __post_init__(self) -> None:
-        if self.img_size % STRIDE:
-            raise ValueError(f"img_size {self.img_size}: must be a multiple of {STRIDE}")
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of training images."""
-        return self.img_size, self.img_size
-
-    @classmethod
-    def from_original(cls, options: dict[str, Any]) -> "Config":
-        """From the original's option names and values."""
-        return cls(**{field.name: options[field.name] for field in fields(cls) if field.name in options})
 
 
 # fmt: off

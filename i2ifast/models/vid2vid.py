@@ -20,6 +20,7 @@ from i2ifast.nn.flow import resample2d
 
 from . import _system
 from ._losses import VGG19, least_squares, perceptual
+from ._originals import load_strictly
 from ._system import Adam, Batch, Phase
 
 Features = list[list[Tensor]]  # discriminator outputs [scale][layer], the last layer being the logits
@@ -475,4 +476,4 @@ class System(_system.System):
         for name, net in self.nets.items():
             file = Path(path) / f"{epoch}_net_{name.removeprefix('net')}.pth"
             if file.exists() or name in self.ema:
-                net.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+                load_strictly(net, torch.load(file, map_location="cpu", weights_only=True), file)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from golden_recipe import Case
-from golden_unpaired import Found, Names, batch_of, build, first_outputs, nets_of, run_phases, run_training, settled
+from golden_unpaired import Found, Names, build, nets_of, run_case, settled
 from torch import Tensor
 
 from i2ifast import models
@@ -49,18 +49,5 @@ def images(system: models.System, batch: models.Batch) -> dict[str, Tensor]:
     return found
 
 
-def run(system: models.System, case: Case) -> Found:
-    if case.trains:
-        return run_training(system, case, case.options["iteration"], NAMES)
-    with first_outputs(system, "out.eval.", case.names) as outputs:
-        values = run_phases(system, case, "eval", NAMES)
-    values |= outputs | {f"out.eval.{name}": value for name, value in images(system, batch_of(case)).items()}
-    for net in ("disGA", "disLB"):
-        judged = system.train().nets[net](batch_of(case)["a"])
-        values |= {f"out.train.{net}.{i}": output for i, output in enumerate(judged)}
-        values |= {f"post.train.{net}.{key}": buffer for key, buffer in system.nets[net].named_buffers()}
-    return values
-
-
 def found(case: Case, variant: str, backend: str, folder: Path) -> Found:
-    return settled(case, lambda seed: run(build(case, folder, seed), case))
+    return settled(case, lambda seed: run_case(build(case, folder, seed), case, NAMES, images, ("disGA", "disLB")))

@@ -1,0 +1,40 @@
+"""Checkpoint files of original repositories."""
+
+from collections.abc import Container
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+
+def load_nets(nets: nn.ModuleDict, path: str | Path, epoch: str, optional: Container[str] = ()) -> None:
+    """Load <epoch>_net_<name>.pth for every net of a checkpoint folder, or one such file.
+
+    Files of `optional` nets may be absent from a folder.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = {name: path / f"{epoch}_net_{name}.pth" for name in nets}
+        files = {name: file for name, file in files.items() if file.exists() or name not in optional}
+    else:
+        files = {path.stem.rpartition("_net_")[2]: path}
+    for name, file in files.items():
+        if name not in nets:
+            raise ValueError(f"{file}: expected a file name ending in _net_{' or '.join(nets)}.pth")
+        load_strictly(nets[name], torch.load(file, map_location="cpu", weights_only=True), file)
+
+
+def load_strictly(net: nn.Module, state: dict[str, Tensor], file: Path) -> None:
+    """load_state_dict that refuses any difference in keys or shapes, naming the first ones and the file."""
+    own = net.state_dict()
+    wrong = [f"no {key}" for key in own if key not in state]
+    wrong += [f"unexpected {key}" for key in state if key not in own]
+    wrong += [
+        f"{key} {list(state[key].shape)} instead of {list(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+        raise ValueError(f"{file} does not fit this {type(net).__name__}: {'; '.join(wrong[:8])}{more}")
+    net.load_state_dict(state)
