@@ -25,7 +25,7 @@ LIMIT = 470  # seconds a stage may take
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 TESTS = {  # side by side: most of the time goes into compiling Triton kernels
     "cuda": ["tests/test_cuda.py"],
-    "triton": ["tests/test_triton.py"],
+    "triton": ["tests/test_triton.py", "tests/test_triton_code.py"],
     "ops_table": ["tests/test_ops.py", "-k", "modulate_table"],
     "ops_style": ["tests/test_ops.py", "-k", "modulate_style"],
     "ops_other": ["tests/test_ops.py", "-k", "not modulate_table and not modulate_style"],
