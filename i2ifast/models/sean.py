@@ -48,7 +48,7 @@ class Config(spade.Config):
 # fmt: off
 PRESETS: dict[str, dict[str, Any]] = {
     "celebamask_hq": dict(label_nc=19, crop_size=256),
-    "tiny":          dict(label_nc=6,  crop_size=64, ngf=8, nhidden=32, ndf=16, style_length=24, zencoder_ngf=8,
+    "tiny":          dict(label_nc=12, crop_size=64, ngf=8, nhidden=32, ndf=16, style_length=24, zencoder_ngf=8,
                           lambda_vgg=0.0),
 }
 # fmt: on
