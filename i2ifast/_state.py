@@ -10,8 +10,6 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from .models import Phase, System
 
-ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
-
 
 def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The entries below `prefix`, without it."""
@@ -26,24 +24,17 @@ class State:
     seen    images of this epoch already used, over all processes
     """
 
-    def __init__(self, system: System, ema_decay: float) -> None:
+    def __init__(self, system: System, ema_decay: float | None = None) -> None:
         self.system, self.ema_decay = system, ema_decay
         self.step, self.epoch, self.seen = 0, 1, 0
         self.averages = {name: copy.deepcopy(system.nets[name]).requires_grad_(False) for name in system.ema}
-        self.optimizers: dict[str, torch.optim.Adam] = {}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
         for phase in system.phases:
             if phase.shares:
                 self.optimizers[phase.name] = self.optimizers[phase.shares]
-                continue
-            adam = phase.optimizer
-            self.optimizers[phase.name] = torch.optim.Adam(
-                [parameter for _, parameter in self.parameters(phase)],
-                adam.lr,
-                adam.betas,
-                adam.eps,
-                adam.weight_decay,
-                fused=True,
-            )
+            else:
+                groups = [{"params": list(system.nets[net].parameters())} for net in phase.nets]
+                self.optimizers[phase.name] = phase.optimizer.over(groups)
 
     def parameters(self, phase: Phase) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and parameters that `phase` updates."""
@@ -51,20 +42,29 @@ class State:
             for name, parameter in self.system.nets[net].named_parameters():
                 yield f"{net}.{name}", parameter
 
+    def memory(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and values of what the system itself remembers."""
+        for name, buffer in self.system.named_buffers():
+            if not name.startswith(("nets.", "fixed.")):
+                yield name, buffer
+
     def set_learning_rates(self) -> None:
         """Learning rates of the current epoch and step."""
         factor = self.system.decay(self.epoch) * self.system.rate(self.step)
         for phase in self.system.phases:
-            for group in self.optimizers[phase.name].param_groups:
-                group["lr"] = phase.optimizer.lr * factor
+            for net, group in zip(phase.nets, self.optimizers[phase.name].param_groups, strict=True):
+                group["lr"] = phase.rates.get(net, phase.optimizer.lr) * factor
 
     @torch.no_grad()
     def average(self) -> None:
         """average <- decay * average + (1 - decay) * network; buffers (statistics, spectral vectors) are copied.
 
-        decay = min(ema_decay, (1 + step) / (10 + step)), so that the first steps do not remember the initial weights.
+        A decay that was given rises to it from 0.1, so that the first steps do not remember the initial weights.
         """
-        update = get_ema_multi_avg_fn(min(self.ema_decay, (1 + self.step) / (10 + self.step)))
+        done = self.step - 1
+        given = self.ema_decay is not None
+        decay = min(self.ema_decay, (2 + done) / (11 + done)) if given else self.system.ema_decay(done)
+        update = get_ema_multi_avg_fn(decay)
         for name, average in self.averages.items():
             net = self.system.nets[name]
             update(list(average.parameters()), list(net.parameters()), None)
@@ -87,7 +87,7 @@ class State:
         """nets.<net>.<key>, ema.<net>.<key>, optimizer.<phase>.<state>.<net>.<parameter>, and system.<buffer>, what the
         system itself remembers."""
         tensors = {f"nets.{key}": value for key, value in self.system.nets.state_dict().items()}
-        tensors |= {f"system.{name}": buffer for name, buffer in self.system.named_buffers(recurse=False)}
+        tensors |= {f"system.{name}": buffer for name, buffer in self.memory()}
         for name, average in self.averages.items():
             tensors |= {f"ema.{name}.{key}": value for key, value in average.state_dict().items()}
         for phase in self.system.phases:
@@ -107,8 +107,9 @@ class State:
         Raises KeyError, RuntimeError or ValueError for what does not fit.
         """
         self.system.nets.load_state_dict(with_prefix("nets.", tensors))
-        for name, buffer in self.system.named_buffers(recurse=False):
-            buffer.copy_(tensors[f"system.{name}"])
+        for name, buffer in list(self.memory()):
+            owner, _, leaf = name.rpartition(".")
+            setattr(self.system.get_submodule(owner), leaf, tensors[f"system.{name}"].to(buffer.device, copy=True))
         for name, average in self.averages.items():
             average.load_state_dict(with_prefix(f"ema.{name}.", tensors))
         for phase in self.system.phases:
@@ -117,14 +118,14 @@ class State:
             state = self.optimizers[phase.name].state
             state.clear()
             for name, parameter in self.parameters(phase):
-                found = {key: tensors.get(f"optimizer.{phase.name}.{key}.{name}") for key in ADAM_STATE}
+                found = {key: tensors.get(f"optimizer.{phase.name}.{key}.{name}") for key in phase.optimizer.state}
                 if all(value is None for value in found.values()):
                     continue  # a parameter that never had a gradient
-                like = {"step": torch.zeros((), device=parameter.device), "exp_avg": parameter, "exp_avg_sq": parameter}
                 for key, value in found.items():
-                    if value is None or value.shape != like[key].shape:
+                    like = torch.zeros((), device=parameter.device) if key == "step" else parameter
+                    if value is None or value.shape != like.shape:
                         shape = None if value is None else tuple(value.shape)
-                        raise ValueError(f"optimizer state {key} of {name} is {shape}, not {tuple(like[key].shape)}")
+                        raise ValueError(f"optimizer state {key} of {name} is {shape}, not {tuple(like.shape)}")
                     # in the layout of the parameter: fused Adam walks both in memory order
-                    state[parameter][key] = torch.empty_like(like[key], requires_grad=False).copy_(value)
+                    state[parameter][key] = torch.empty_like(like, requires_grad=False).copy_(value)
         self.step, self.epoch, self.seen = (position[name] for name in self.position)

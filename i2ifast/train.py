@@ -53,8 +53,8 @@ class Loop:
     """of weights, noise, order and crops"""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 is autocast with float32 weights; auto takes it on CUDA devices that have it"""
-    ema_decay: float = 0.999
-    """of the averaged weights that samples and translations use"""
+    ema_decay: float | None = None
+    """of the averaged weights that samples and translations use; by default the system's"""
     log_every: int = 50
     """steps between lines of the log"""
     save_every: int = 1000
@@ -66,7 +66,7 @@ class Loop:
         for name in ("steps", "batch_size", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: must be at least 1")
-        if not 0 <= self.ema_decay < 1:
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}: must be in [0, 1)")
 
 
@@ -173,7 +173,7 @@ def train(
                 state.set_learning_rates()
                 batch = system.prepare(to_device(batch, device))
                 for phase in system.phases:
-                    if state.step % phase.every == 0:
+                    if phase.when(state.step):
                         system.freeze_all_but(phase)
                         optimizer = state.optimizers[phase.name]
                         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):

@@ -163,7 +163,7 @@ class Training:
         self.adams = {}
         for phase in self.system.phases:
             parameters = [p for name in phase.nets for p in self.system.nets[name].parameters()]
-            self.adams[phase.name] = torch.optim.Adam(parameters, **vars(phase.optimizer))
+            self.adams[phase.name] = phase.optimizer.kind(parameters, **vars(phase.optimizer))
 
     def draw(self, shape: torch.Size, like: Tensor) -> Tensor:
         self.drawn += 1
@@ -209,7 +209,7 @@ def run_training(case: Case, dense: bool, folder: Path) -> dict[str, Tensor]:
     series: dict[str, list[Tensor]] = {}
     for it, batch in enumerate(training.batches()):
         for phase in training.system.phases:
-            if it % phase.every == 0:
+            if phase.when(it):
                 for name, value in training.gradients(phase, batch).items():
                     series.setdefault(f"traj.{name}", []).append(value)
                 training.adams[phase.name].step()
@@ -226,7 +226,7 @@ def follow_training(case: Case, dense: bool, backend: str, folder: Path) -> None
     leader, follower = Training(case, True, folder), Training(case, dense, folder)
     for it, batches in enumerate(zip(leader.batches(), follower.batches(), strict=True)):
         for led, followed in zip(leader.system.phases, follower.system.phases, strict=True):
-            if it % led.every:
+            if not led.when(it):
                 continue
             before, drawn = copy.deepcopy(leader.system.nets.state_dict()), leader.drawn
             follower.system.nets.load_state_dict(before)

@@ -135,7 +135,7 @@ def run_training(system: System, case: Case, iterations: int, names: Names) -> F
     adams = {}
     for phase in system.phases:
         parameters = [p for net in phase.nets for p in system.nets[net].parameters()]
-        adams[phase.name] = torch.optim.Adam(parameters, **vars(phase.optimizer))
+        adams[phase.name] = phase.optimizer.kind(parameters, **vars(phase.optimizer))
     series: dict[str, list[Tensor]] = {}
     for step in range(iterations):
         rate = system.rate(step)

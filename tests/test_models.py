@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from i2ifast import models
 from i2ifast.models import Batch, System
 from i2ifast.models._losses import GAN_LOSSES, VGG19, feature_matching, kl_divergence, perceptual
+from i2ifast.models._pool import ImagePool
 
 
 def label_batch(config: Any, size: tuple[int, int], n: int = 2) -> Batch:
@@ -249,6 +250,25 @@ def test_feature_matching_leaves_out_logits_and_real_gradients() -> None:
     real = [[torch.zeros(2, 3, requires_grad=True), torch.zeros(1)], [torch.zeros(2, 4), torch.zeros(1)]]
     loss = feature_matching(fake, real)
     assert loss.item() == (1 + 2) / 2 and not loss.requires_grad
+
+
+def test_image_pool_exchanges_half_once_full() -> None:
+    pool, draws = ImagePool(2), iter([0.4, 0.9, 1, 0.6, 0])
+    images = torch.arange(5.0).view(5, 1, 1, 1).expand(5, 1, 2, 2)
+
+    def rand(shape: tuple[int, ...], like: Tensor) -> Tensor:
+        return torch.full(shape, next(draws))
+
+    def randint(high: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        assert high == 2
+        return torch.full(shape, next(draws))
+
+    given = pool.query(images, rand, randint)  # 0, 1 fill it; 2 passes; 3 for image 1; 4 for image 0
+    assert given[:, 0, 0, 0].tolist() == [0, 1, 2, 1, 0] and pool.images[:, 0, 0, 0].tolist() == [4, 3]
+    assert next(draws, None) is None
+    assert ImagePool(0).query(images, rand, randint) is images
+    with pytest.raises(ValueError, match="pool size -1"):
+        ImagePool(-1)
 
 
 def test_kl_divergence() -> None:

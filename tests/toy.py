@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i2ifast import _checkpoint
-from i2ifast.models import Adam, Batch, Phase, System
+from i2ifast.models import Adam, Batch, Phase, System, every
 from i2ifast.train import Loop, train
 
 HEADER = {"system": "toy", "config": {"width": 6}}
@@ -29,7 +29,7 @@ class Toy(System):
         self.phases = [
             Phase("G", ("G",), self.generator_loss, adam),
             Phase("D", ("D",), self.discriminator_loss, adam),
-            Phase("D_reg", ("D",), self.regularisation, adam, every=3),
+            Phase("D_reg", ("D",), self.regularisation, adam, when=every(3)),
         ]
         self.noise, self.nan_at, self.calls = noise, nan_at, 0
 

@@ -5,9 +5,9 @@ import pkgutil
 from dataclasses import fields
 from typing import Any
 
-from ._system import Adam, Batch, Phase, System
+from ._system import Adam, Batch, Phase, RMSprop, System, every
 
-__all__ = ["Adam", "Batch", "Phase", "System", "build", "names", "system"]
+__all__ = ["Adam", "Batch", "Phase", "RMSprop", "System", "build", "every", "names", "system"]
 
 
 def names() -> list[str]:

@@ -1,7 +1,7 @@
 """System and Phase: the contract between a published system and the training loop."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,10 +15,39 @@ Batch = dict[str, Any]
 class Adam:
     """Settings of torch.optim.Adam for one phase."""
 
+    kind: ClassVar[type[torch.optim.Optimizer]] = torch.optim.Adam
+    state: ClassVar[tuple[str, ...]] = ("step", "exp_avg", "exp_avg_sq")  # what it remembers of a parameter
+
     lr: float
     betas: tuple[float, float]
     eps: float = 1e-8
     weight_decay: float = 0.0
+
+    def over(self, parameters: Iterable[Any]) -> torch.optim.Optimizer:
+        """The optimizer of `parameters`, or groups of them."""
+        return self.kind(parameters, **vars(self), fused=True)
+
+
+@dataclass(frozen=True)
+class RMSprop:
+    """Settings of torch.optim.RMSprop for one phase."""
+
+    kind: ClassVar[type[torch.optim.Optimizer]] = torch.optim.RMSprop
+    state: ClassVar[tuple[str, ...]] = ("step", "square_avg")
+
+    lr: float
+    alpha: float = 0.99
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+    def over(self, parameters: Iterable[Any]) -> torch.optim.Optimizer:
+        """The optimizer of `parameters`, or groups of them."""
+        return self.kind(parameters, **vars(self))
+
+
+def every(count: int, first: int = 0) -> Callable[[int], bool]:
+    """For Phase.when: iterations first, first + count, first + 2 count, ..."""
+    return lambda step: step >= first and (step - first) % count == 0
 
 
 @dataclass
@@ -28,8 +57,9 @@ class Phase:
     name: str
     nets: tuple[str, ...]  # keys of System.nets that it updates; everything else is frozen during it
     loss: Callable[[Batch], dict[str, Tensor]]  # weighted terms; their sum is minimised
-    optimizer: Adam
-    every: int = 1  # runs in iterations 0, every, 2 * every, ...
+    optimizer: Adam | RMSprop
+    when: Callable[[int], bool] = lambda step: True  # whether it runs in an iteration, counted from 0; see `every`
+    rates: dict[str, float] = field(default_factory=dict)  # learning rates of networks that have their own
     after: Callable[[], None] | None = None  # called after each of its steps, to put parameters back into their range
     shares: str = ""  # name of the phase before it whose optimizer, and its state, it steps with
 
@@ -40,12 +70,13 @@ class System(nn.Module):
     A subclass sets `config`, `nets` and `phases` in its constructor. The loop, each iteration:
 
         batch = system.prepare(batch)
-        for phase in system.phases:
+        for phase in system.phases, if phase.when(step):
             system.freeze_all_but(phase)
             sum(phase.loss(batch).values()).backward(), then a step of the phase's optimizer
             phase.after(), if there is one
 
-    Networks are in the mode (train or eval) that the caller put the system in.
+    Networks are in the mode (train or eval) that the caller put the system in. What it remembers between steps, such as
+    a pool of images, is in buffers of its own or of a submodule: they are saved too, and may change shape.
     """
 
     Config: ClassVar[type]
@@ -78,6 +109,10 @@ class System(nn.Module):
         """Factor on every learning rate in this iteration, counted from 0 over all epochs; multiplies `decay`."""
         return 1.0
 
+    def ema_decay(self, step: int) -> float:
+        """Decay of the averaged copies in this iteration, counted from 0; rising, so that none remembers the start."""
+        return min(0.999, (2 + step) / (11 + step))
+
     def translate(self, batch: Batch) -> dict[str, Tensor]:
         """Images in [-1, 1] to save and to score, {"fake": [N,3,H,W]}, from an unprepared batch, without gradients."""
         raise NotImplementedError
@@ -91,9 +126,23 @@ class System(nn.Module):
         """Resolutions (h, w) whose label-plan levels loader workers should precompute."""
         return []
 
+    # A system draws its random numbers here and nowhere else.
+
     def randn(self, shape: Sequence[int], like: Tensor) -> Tensor:
-        """Standard normal noise, on the device and in the dtype of `like`: the one place where a system draws it."""
-        return torch.randn(*shape, device=like.device, dtype=like.dtype)
+        """Standard normal noise, on the device and in the dtype of `like`."""
+        return torch.randn(tuple(shape), device=like.device, dtype=like.dtype)
+
+    def rand(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Uniform in [0, 1), on the device and in the dtype of `like`."""
+        return torch.rand(tuple(shape), device=like.device, dtype=like.dtype)
+
+    def randint(self, high: int, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Integers in [0, high), on the device of `like`."""
+        return torch.randint(high, tuple(shape), device=like.device)
+
+    def randperm(self, count: int, like: Tensor) -> Tensor:
+        """A permutation [count], on the device of `like`."""
+        return torch.randperm(count, device=like.device)
 
     def freeze_all_but(self, phase: Phase) -> None:
         """Let only the parameters that `phase` updates require gradients."""

@@ -23,7 +23,7 @@ from . import _system
 from ._blocks import pad_to
 from ._cocosnet import Correspondence, normed
 from ._originals import load_nets
-from ._system import Adam, Batch, Phase
+from ._system import Adam, Batch, Phase, every
 
 STRIDE = 32  # between the images and the first layer of the generator
 PERCEPTUAL = ("relu1_2", "relu2_2", "relu3_2", "relu4_2", "relu5_2")
@@ -238,7 +238,7 @@ class System(_system.System):
         betas = (0.0, 0.9) if config.ttur else (config.beta1, config.beta2)
         adam = Adam(config.lr / 2, betas, eps=1e-3)
         self.phases = [
-            Phase("G", ("G", "Corr"), self.generator_loss, adam, every=config.D_steps_per_G),
+            Phase("G", ("G", "Corr"), self.generator_loss, adam, when=every(config.D_steps_per_G)),
             Phase("D", ("D",), self.discriminator_loss, Adam(config.lr * (2 if config.ttur else 1), betas)),
         ]
 

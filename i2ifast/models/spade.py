@@ -20,7 +20,7 @@ from . import _system
 from ._blocks import pad_to
 from ._losses import GAN_LOSSES, VGG19, feature_matching, kl_divergence, perceptual
 from ._originals import load_nets
-from ._system import Adam, Batch, Phase
+from ._system import Adam, Batch, Phase, every
 
 Semantics = Tensor | labels.LabelPlan
 Features = list[list[Tensor]]  # discriminator outputs [scale][layer], the last layer being the logits
@@ -291,7 +291,7 @@ class System(_system.System):
         betas, rate = (config.beta1, config.beta2), 2 if config.ttur else 1
         generator = tuple(name for name in self.nets if name != "D")
         self.phases = [
-            Phase("G", generator, self.generator_loss, Adam(config.lr / rate, betas), every=config.D_steps_per_G),
+            Phase("G", generator, self.generator_loss, Adam(config.lr / rate, betas), when=every(config.D_steps_per_G)),
             Phase("D", ("D",), self.discriminator_loss, Adam(config.lr * rate, betas)),
         ]
 

@@ -26,7 +26,7 @@ from i2ifast.nn.stylegan import (
 
 from . import _system
 from ._originals import load_strictly
-from ._system import Adam, Batch, Phase
+from ._system import Adam, Batch, Phase, every
 
 
 @dataclass
@@ -249,16 +249,18 @@ class System(_system.System):
         self.nets["G"] = Generator(config)
         self.nets["D"] = Discriminator(config)
         self.register_buffer("mean_path_length", torch.zeros(()))
+        d_adam, d_reg = self._adam(config.d_reg_every), every(config.d_reg_every)
+        g_adam, g_reg = self._adam(config.g_reg_every), every(config.g_reg_every)
         self.phases = [
-            Phase("D", ("D",), self.discriminator_loss, self._adam(config.d_reg_every)),
-            Phase("D_reg", ("D",), self.gradient_loss, self._adam(config.d_reg_every), config.d_reg_every, shares="D"),
-            Phase("G", ("G",), self.generator_loss, self._adam(config.g_reg_every)),
-            Phase("G_path", ("G",), self.path_loss, self._adam(config.g_reg_every), config.g_reg_every, shares="G"),
+            Phase("D", ("D",), self.discriminator_loss, d_adam),
+            Phase("D_reg", ("D",), self.gradient_loss, d_adam, d_reg, shares="D"),
+            Phase("G", ("G",), self.generator_loss, g_adam),
+            Phase("G_path", ("G",), self.path_loss, g_adam, g_reg, shares="G"),
         ]
 
-    def _adam(self, every: int) -> Adam:
-        """Adam that takes every + 1 steps in `every` iterations, and learns as much in them."""
-        ratio = every / (every + 1)
+    def _adam(self, interval: int) -> Adam:
+        """Adam that takes interval + 1 steps in so many iterations, and learns as much in them."""
+        ratio = interval / (interval + 1)
         return Adam(self.config.lr * ratio, (0.0, 0.99**ratio))
 
     def init_weights(self) -> None:
@@ -269,9 +271,10 @@ class System(_system.System):
 
     def crossover(self) -> int | None:
         """The first layer of a second latent, or None for an image of one."""
-        if torch.rand(()) >= self.config.mixing:
+        host = torch.empty(0)
+        if self.rand((), host) >= self.config.mixing:
             return None
-        return int(torch.randint(1, self.config.n_latent, ()))
+        return 1 + int(self.randint(self.config.n_latent - 1, (), host))
 
     def generate(self, n: int) -> tuple[Tensor, Tensor]:
         """Images of new latents and noise, and their styles."""

@@ -158,7 +158,7 @@ def of_training(case: Case) -> dict[str, Tensor]:
         )
         batch = system.prepare({"image": case.inputs(f"in.real{it}")[""]})
         for phase in system.phases:
-            if it % phase.every:
+            if not phase.when(it):
                 continue
             draws.logits.clear()
             before = system.mean_path_length.clone()
@@ -173,9 +173,9 @@ def of_training(case: Case) -> dict[str, Tensor]:
             elif phase.name == "G":
                 row["g"] = loss.item()
             elif phase.name == "D_reg":
-                row["r1"] = loss.item() / (options["r1"] / 2 * phase.every)
+                row["r1"] = loss.item() / (options["r1"] / 2 * system.config.d_reg_every)
             else:
-                row["path"] = loss.item() / (options["path_regularize"] * phase.every)
+                row["path"] = loss.item() / (options["path_regularize"] * system.config.g_reg_every)
                 row["path_length"] = ((system.mean_path_length - before) / 0.01 + before).item()
         row["mean_path_length"] = system.mean_path_length.item()
         for mean, now in zip(average.parameters(), system.nets["G"].parameters(), strict=True):
