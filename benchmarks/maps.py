@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from i2ifast.data import procedural
-from i2ifast.data.labels import LabelDataset, Options, find
+from i2ifast.data.kinds.labels import LabelDataset, Settings, find
 from i2ifast.models import Batch
 
 KINDS = ("procedural", "real", "noise")
@@ -34,8 +34,9 @@ def _item(kind: str, config: Any, size: tuple[int, int], index: int, real: tuple
         label, instance = (torch.randint(config.num_classes, (1, *size), generator=generator) for _ in range(2))
         return {"label": label, "instance": instance}
     if kind == "real":
-        options = Options.of(config, crop_size=size[1], aspect_ratio=size[1] / size[0])
-        dataset = LabelDataset(find(*real), options)
+        shape = {"crop_size": size[1], "aspect_ratio": size[1] / size[0]}
+        classes = {"label_nc": config.label_nc, "contain_dontcare_label": config.contain_dontcare_label}
+        dataset = LabelDataset(find(*real), Settings(**classes, **shape))
         item = dataset[index % len(dataset)]
         return {"label": item["label"], "instance": item["instance"]}
     scene = procedural.scene(size, seed=index)

@@ -85,7 +85,7 @@ def write_page(folder: Path, facts: Mapping[str, Any] | None = None) -> Path:
     body = [
         f"<h1>{title}</h1>",
         table({**progress, **(facts or {})}),
-        "<h2>Samples</h2><p>label map | translation | photo</p>",
+        f"<h2>Samples</h2><p>{html.escape(' | '.join(run['shown']))}</p>",
         *(picture(path) for path in sorted((folder / "samples").glob("*.png"), reverse=True)[:NEWEST]),
         '<h2>Losses</h2><div class="curves">',
         *(curve(name, points) for name, points in sorted(series.items())),

@@ -4,7 +4,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -76,12 +76,15 @@ def to_uint8(images: Tensor) -> np.ndarray:
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
-def grid(label: Tensor, fake: Tensor, real: Tensor | None = None) -> Image.Image:
-    """One row per sample: label colours | fake | real."""
-    columns = [np.stack([colours(one) for one in label[:, 0].cpu().numpy()]), to_uint8(fake)]
-    if real is not None:
-        columns.append(to_uint8(real))
-    return Image.fromarray(np.concatenate([np.concatenate(row, 1) for row in zip(*columns, strict=True)]))
+def grid(columns: Sequence[Tensor]) -> Image.Image:
+    """One row per sample of images [N,3,H,W] or [N,1,H,W] in [-1, 1], or of label maps [N,1,H,W] in colours."""
+    shown = [
+        to_uint8(column.expand(-1, 3, -1, -1))
+        if column.is_floating_point()
+        else np.stack([colours(one) for one in column[:, 0].cpu().numpy()])
+        for column in columns
+    ]
+    return Image.fromarray(np.concatenate([np.concatenate(row, 1) for row in zip(*shown, strict=True)]))
 
 
 class RunLog:
@@ -134,7 +137,7 @@ class RunLog:
         yield
         self.since += time.perf_counter() - start
 
-    def samples(self, step: int, label: Tensor, fake: Tensor, real: Tensor | None) -> None:
+    def samples(self, step: int, columns: Sequence[Tensor]) -> None:
         """Save a grid and bring the page up to date."""
-        grid(label, fake, real).save(self.folder / "samples" / f"{step:08d}.png")
+        grid(columns).save(self.folder / "samples" / f"{step:08d}.png")
         write_page(self.folder)

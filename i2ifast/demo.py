@@ -17,8 +17,7 @@ from torch import Tensor
 from . import labels, train, translate
 from ._page import write_page
 from .data import procedural
-from .data.images import images_in
-from .data.labels import Options, match
+from .data.kinds.labels import Inputs
 from .models import Batch, System
 from .nn import bake
 
@@ -72,8 +71,7 @@ def demo(out: Path = Path("demo"), steps: int = 400, plain_generator: Path | Non
     translate.main(["--weights", str(run), "--out", str(translated)] + [f"--{k}={v}" for k, v in maps.items()])
 
     system = translate.load(run)
-    files = match(images_in(maps["labels"]), images_in(maps["instances"]))
-    batch = next(translate.batches(files, Options.of(system.config), 4))
+    batch = next(Inputs(**maps).batches(system, 4))
     published = plain(system, plain_generator) if plain_generator else None
     system.nets["G"] = bake(system.nets["G"])
     speeds = {"i2ifast, images per second": images_per_second(system.translate, batch)}

@@ -8,6 +8,7 @@ function of (seed, step, process): a resumed run continues bit for bit.
 """
 
 import argparse
+import inspect
 import json
 import random
 import signal
@@ -15,9 +16,8 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, make_dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -30,13 +30,20 @@ from ._checkpoint import CheckpointError, Header
 from ._processes import loss_of, processes, rank_and_world, stop_requests
 from ._runlog import Losses, NonFiniteLoss, RunLog
 from ._state import State
-from .data.images import Preprocess
-from .data.labels import LabelDataset, Options, collate, folder
+from .data import kind
+from .data._items import Items
 from .data.loader import loader
 from .models import Batch, System
 
-SHOWN = 4  # label maps in a sample grid
+ROWS = 4  # of a sample grid
 Batches = Callable[[int, int], Iterable[Batch]]  # (epoch, batches to skip) -> this process's batches of the epoch
+
+
+class Samples(NamedTuple):
+    """A batch to show, with its translation: the tensors named are the columns of a grid."""
+
+    batch: Batch
+    shown: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -72,24 +79,20 @@ class Loop:
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Train a system on a folder of label maps, photographs and, if it takes them, instance maps."""
+    """Train a system on a folder of images."""
 
     system: tyro.conf.Positional[str]
     preset: str | None = None
     """named options of the system; --config.* changes single ones"""
     data: Path
-    """folder, for instance with train_label, train_img, train_inst and val_*"""
+    """folder of the system's kind of data"""
+    phase: str = "train"
+    """the part of the data to learn from"""
+    held_out: str = "val"
+    """the part of the data to show translations of; where there is none they are of what it learns from"""
     loop: tyro.conf.OmitArgPrefixes[Loop]
     workers: int = 2
     """processes that load data"""
-    dataset_mode: Literal["auto", "coco", "ade20k", "cityscapes", "celebamask", "deepfashion"] = "auto"
-    """layout of the data folder"""
-    load_size: int | None = None
-    """side that images are resized to before the crop"""
-    preprocess_mode: Preprocess | None = None
-    """how images are resized and cropped; by default as the published models"""
-    flip: bool = True
-    """mirror half of the training images"""
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -133,11 +136,16 @@ def use_bf16(precision: str, device: torch.device) -> bool:
 
 
 def train(
-    system: System, batches: Batches, loop: Loop, device: torch.device, header: Header, samples: Batch | None
+    system: System,
+    batches: Batches,
+    loop: Loop,
+    device: torch.device,
+    header: Header,
+    samples: Samples | None = None,
 ) -> int:
     """Train `system` on `device` until `loop.steps` or a signal to stop; the last step, returned, is always saved.
 
-    `header` (JSON) is stored in checkpoints, and one with another header is not resumed. `samples` is a batch to show.
+    `header` (JSON) is stored in checkpoints, and one with another header is not resumed.
     Raises NonFiniteLoss for a loss that is NaN or infinite and CheckpointError for a checkpoint that cannot be used.
     """
     rank, world = rank_and_world()
@@ -159,10 +167,10 @@ def train(
         _checkpoint.save(loop.out, state.step, state.tensors(), header | state.position)
         if samples is not None:
             with state.averaged() as averaged:
-                fake = averaged.translate(to_device(samples, device))["fake"]
-            log.samples(state.step, samples["label"], fake, samples.get("image"))
+                found = samples.batch | averaged.translate(to_device(samples.batch, device))
+            log.samples(state.step, [found[name] for name in samples.shown if name in found])
 
-    run_facts = header | {"options": options}
+    run_facts = header | {"options": options, "shown": samples.shown if samples else ()}
     run_log = RunLog(loop.out, run_facts, loop.steps, state.step, device) if rank == 0 else nullcontext()
     with run_log as log, stop_requests() as stop:
         done = state.step >= loop.steps
@@ -213,15 +221,15 @@ def ignore_interrupts(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def datasets(arguments: Arguments, config: Any) -> tuple[LabelDataset, LabelDataset]:
-    """What to train on and what to show: the held-out phase "val", else the training items without random crops."""
-    names = ("dataset_mode", "load_size", "preprocess_mode", "flip")
-    options = Options.of(config, **{name: getattr(arguments, name) for name in names})
-    training = folder(arguments.data, "train", options, arguments.loop.seed)
+def datasets(arguments: Arguments, system: System) -> tuple[Items, Items]:
+    """What to train on, and what to show: what is held out, else the training items without random crops."""
+    of_kind = kind(system.data)
+    settings, seed = of_kind.Settings.of(system, arguments.options), arguments.loop.seed
+    training = of_kind.folder(arguments.data, arguments.phase, settings, seed, train=True)
     try:
-        return training, folder(arguments.data, "val", options)
+        return training, of_kind.folder(arguments.data, arguments.held_out, settings, seed)
     except FileNotFoundError:
-        return training, LabelDataset(training.files, options)
+        return training, of_kind.folder(arguments.data, arguments.phase, settings, seed)
 
 
 def run(arguments: Arguments, device: torch.device) -> int:
@@ -229,44 +237,49 @@ def run(arguments: Arguments, device: torch.device) -> int:
     loop, config = arguments.loop, vars(arguments.config)
     seed_step(loop.seed, 0, 0)  # constructors draw too: spectral norm its first vectors
     system = models.build(arguments.system, **config)
-    if system.data != "labels":
-        raise ValueError(f"{arguments.system} learns from {system.data}: this command reads folders of label maps only")
-    training, held_out = datasets(arguments, system.config)
+    training, held_out = datasets(arguments, system)
     rank, world = rank_and_world()
-    plans = {"sizes": system.plan_sizes, "per_sample": system.plan_per_sample}
-    to_batch = partial(collate, num_classes=system.config.num_classes, **plans)
     options = {"seed": loop.seed, "workers": arguments.workers, "rank": rank, "world_size": world}
-    batches = loader(training, loop.batch_size, collate=to_batch, **options)
+    batches = loader(training, loop.batch_size, **options)
     batches.worker_init_fn = ignore_interrupts
 
     def epoch_batches(epoch: int, start: int) -> Iterable[Batch]:
         batches.batch_sampler.seek(epoch, start)
         return batches
 
-    shown = [held_out[index] for index in range(min(SHOWN, len(held_out)))]
-    samples = to_batch([item for item in shown if item["label"].shape == shown[0]["label"].shape])
+    items = [held_out[index] for index in range(min(ROWS, len(held_out)))]
+    shapes = [{name: value.shape for name, value in item.items() if isinstance(value, Tensor)} for item in items]
+    samples = held_out.collate([item for item, shape in zip(items, shapes, strict=True) if shape == shapes[0]])
     header = json.loads(json.dumps({"system": arguments.system, "config": config}))  # as it will be read
-    return train(system, epoch_batches, loop, device, header, samples)
+    return train(system, epoch_batches, loop, device, header, Samples(samples, kind(system.data).SHOWN))
+
+
+def summary(name: str) -> str:
+    """A line about a system."""
+    system = models.system(name)
+    first = inspect.getmodule(system).__doc__.partition("\n")[0]
+    return f"{first} [{system.data}; {', '.join(system.PRESETS)}]"
 
 
 def parse(args: Sequence[str]) -> Arguments:
-    """The command line; SYSTEM and --preset, read first, give the type and the defaults of --config."""
+    """The command line; SYSTEM and --preset, read first, give the options of its kind of data and --config."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("system", nargs="?")
     first.add_argument("--preset")
     known, _ = first.parse_known_args(args)
-    kind = Arguments
+    arguments = Arguments
     if known.system is not None:
         system = models.system(known.system)
-        config = system.Config(**system.PRESETS.get(known.preset, {}))
+        config, options = system.Config(**system.PRESETS.get(known.preset, {})), kind(system.data).Options
         fields = [
             ("preset", Literal[tuple(system.PRESETS)] | None, None),
+            ("options", tyro.conf.OmitArgPrefixes[options], field(default_factory=options)),
             ("config", system.Config, field(default_factory=lambda: config)),
         ]
-        kind = make_dataclass("Arguments", fields, bases=(Arguments,), frozen=True, kw_only=True)
-    presets = [f"{name}: {', '.join(models.system(name).PRESETS)}" for name in models.names()]
-    description = f"{Arguments.__doc__}\n\nSystems and their presets:\n\n" + "\n".join(presets)
-    return tyro.cli(kind, args=args, prog="python -m i2ifast.train", description=description)
+        arguments = make_dataclass("Arguments", fields, bases=(Arguments,), frozen=True, kw_only=True)
+    systems = "\n".join(f"  {name:13} {summary(name)}" for name in models.names())
+    description = f"{Arguments.__doc__}\n\nSystems, their data and their presets:\n\n{systems}"
+    return tyro.cli(arguments, args=args, prog="python -m i2ifast.train", description=description)
 
 
 def main(args: Sequence[str] | None = None) -> None:

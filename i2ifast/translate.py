@@ -1,13 +1,15 @@
-"""Label maps to images, from the command line.
+"""Translating files from the command line.
 
-python -m i2ifast.translate --weights RUN --labels DIR --out DIR [--instances DIR]
+python -m i2ifast.translate --weights RUN --out DIR --labels DIR [--instances DIR]
+python -m i2ifast.translate --weights RUN --help
 """
 
+import argparse
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import torch
 import tyro
@@ -18,29 +20,24 @@ from . import _checkpoint, models
 from ._checkpoint import CheckpointError, Header
 from ._runlog import to_uint8
 from ._state import with_prefix
-from .data.images import images_in, read_map
-from .data.labels import Files, Options, match, read_label
-from .models import Batch, System
+from .data import kind
+from .models import System
 from .nn import bake
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Translate every label map in a folder, of any size, to a PNG of the same name."""
+    """Translate files, of any size, to PNG files of the same names."""
 
     weights: Path
     """run folder, .safetensors checkpoint, or, with --system, files of the system's original repository"""
-    labels: Path
-    """folder of label maps"""
-    instances: Path | None = None
-    """folder of instance maps of the same names, for a system that takes them"""
     out: Path
     system: str | None = None
     """for weights of the original repository"""
     preset: str | None = None
     """for weights of the original repository"""
     batch_size: int = 1
-    """label maps of equal size at a time"""
+    """inputs of equal size at a time"""
 
 
 def load(weights: Path, system: str | None = None, preset: str | None = None) -> System:
@@ -62,65 +59,69 @@ def load(weights: Path, system: str | None = None, preset: str | None = None) ->
     def wanted(name: str) -> bool:
         return name.startswith(("nets.", "ema."))
 
-    if weights.is_dir():
-        _checkpoint.load_newest(weights, build, lambda text: print(text, file=sys.stderr), wanted)
-    elif weights.suffix == ".safetensors":
-        build(*_checkpoint.read(weights, wanted))
-    else:
-        raise ValueError(f"{weights}: neither a run folder nor a .safetensors file; the original's files need --system")
+    read(weights, build, lambda text: print(text, file=sys.stderr), wanted)
     return loaded[0]
 
 
-def batches(files: Sequence[Files], options: Options, size: int) -> Iterator[Batch]:
-    """All label maps, as they are, in batches of at most `size` maps of the same height and width."""
-    waiting: dict[torch.Size, list[dict[str, Any]]] = {}
-    for file in files:
-        item = {"label": torch.from_numpy(read_label(file.label, options)).long()[None, None], "path": file.label}
-        if file.instance is not None:
-            item["instance"] = torch.from_numpy(read_map(file.instance)).long()[None, None]
-            if item["instance"].shape != item["label"].shape:
-                raise ValueError(f"{file.instance}: not of the size of {file.label}")
-        group = waiting.setdefault(item["label"].shape, [])
-        group.append(item)
-        if len(group) == size:
-            yield stack(waiting.pop(item["label"].shape))
-    yield from map(stack, waiting.values())
-
-
-def stack(items: list[dict[str, Any]]) -> Batch:
-    """Items of one size to a batch."""
-    batch: Batch = {name: torch.cat([item[name] for item in items]) for name in items[0] if name != "path"}
-    return batch | {"path": [item["path"] for item in items]}
+def read(
+    weights: Path,
+    use: Callable[[dict[str, Tensor], Header], None],
+    say: Callable[[str], None],
+    wanted: Callable[[str], bool],
+) -> None:
+    """Give the tensors that are `wanted`, and the header, of a run folder or a checkpoint to `use`."""
+    if weights.is_dir():
+        _checkpoint.load_newest(weights, use, say, wanted)
+    elif weights.suffix == ".safetensors":
+        use(*_checkpoint.read(weights, wanted))
+    else:
+        raise ValueError(f"{weights}: neither a run folder nor a .safetensors file; the original's files need --system")
 
 
 def translate(arguments: Arguments, device: torch.device) -> int:
-    """Translate as the command line says; returns how many label maps there were."""
+    """Translate as the command line says; returns how many inputs there were."""
     if arguments.batch_size < 1:
         raise ValueError(f"batch_size is {arguments.batch_size}: must be at least 1")
     system = load(arguments.weights, arguments.system, arguments.preset)
     system.to(device, memory_format=torch.channels_last)
     for name in system.ema:
         system.nets[name] = bake(system.nets[name])
-    options = Options.of(system.config)
-    labels = images_in(arguments.labels)
-    if not labels:
-        raise ValueError(f"{arguments.labels}: no label maps")
-    instances = images_in(arguments.instances) if arguments.instances else []
-    if options.instance and not instances:
-        raise ValueError(f"this system takes instance maps, and --instances {arguments.instances} has none")
-    files = match(labels, instances if options.instance else ())
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    for batch in batches(files, options, arguments.batch_size):
+    count = 0
+    for batch in arguments.inputs.batches(system, arguments.batch_size):
+        arguments.out.mkdir(parents=True, exist_ok=True)
         on_device = {name: value.to(device) for name, value in batch.items() if name != "path"}
         for path, pixels in zip(batch["path"], to_uint8(system.translate(on_device)["fake"]), strict=True):
             Image.fromarray(pixels).save(arguments.out / f"{path.stem}.png")
-    return len(files)
+            count += 1
+    return count
+
+
+def kind_of(weights: Path, system: str | None) -> ModuleType:
+    """The kind of data of a system: the one named, or the one that a run folder or a checkpoint is of."""
+    names = [system]
+    if system is None:
+        read(weights, lambda tensors, header: names.append(header["system"]), lambda text: None, lambda name: False)
+    return kind(models.system(names[-1]).data)
+
+
+def parse(args: Sequence[str]) -> Arguments:
+    """The command line; --weights or --system, read first, give the options of what is translated."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--weights", type=Path)
+    first.add_argument("--system")
+    known, _ = first.parse_known_args(args)
+    arguments = Arguments
+    if known.weights is not None or known.system is not None:
+        inputs = kind_of(known.weights, known.system).Inputs
+        fields = [("inputs", tyro.conf.OmitArgPrefixes[inputs])]
+        arguments = make_dataclass("Arguments", fields, bases=(Arguments,), frozen=True, kw_only=True)
+    return tyro.cli(arguments, args=args, prog="python -m i2ifast.translate", description=Arguments.__doc__)
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    arguments = tyro.cli(Arguments, args=args, prog="python -m i2ifast.translate")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
+        arguments = parse(sys.argv[1:] if args is None else args)
         count = translate(arguments, device)
     except (CheckpointError, ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")

@@ -12,8 +12,8 @@ from test_exactness import assert_equal
 from torch import Tensor, nn
 
 from i2ifast import labels, models
-from i2ifast.data.images import Geometry
-from i2ifast.data.labels import Files, LabelDataset, Options, collate
+from i2ifast.data.kinds.labels import Files, LabelDataset, Settings
+from i2ifast.data.pixels import Geometry
 from i2ifast.nn import CLADEResnetBlock, ClassAffine, SPADELight, bake
 
 CLASSES = 4
@@ -196,11 +196,12 @@ def test_items_have_the_offsets_of_the_whole_map(tmp_path):
     """Cut with the label map; where that is mirrored, those of the mirrored map."""
     maps = blocks(1, 32, 32, CLASSES, 8)
     Image.fromarray(maps[0].byte().numpy()).save(tmp_path / "a.png")
-    options = Options(CLASSES, instance=False, add_dist=True, crop_size=16, preprocess_mode="crop")
-    item = LabelDataset([Files(tmp_path / "a.png")], options)[0]
+    settings = Settings(label_nc=CLASSES, instance=False, add_dist=True, crop_size=16, preprocess_mode="crop")
+    data = LabelDataset([Files(tmp_path / "a.png")], settings)
+    item = data[0]
     offsets = labels.centre_offsets(maps)[0]
     assert item["dist"].equal(offsets[:, 8:24, 8:24]) and item["label"][0].equal(maps[0, 8:24, 8:24])
-    assert collate([item, item], CLASSES)["dist"].shape == (2, 2, 16, 16)
+    assert data.collate([item, item])["dist"].shape == (2, 2, 16, 16)
     mirrored = Geometry((32, 32), (0, 0, 32, 32), True).offsets(offsets)
     torch.testing.assert_close(mirrored, labels.centre_offsets(maps.flip(2))[0])
 

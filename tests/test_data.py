@@ -2,9 +2,9 @@
 
 import struct
 import zlib
-from functools import partial
-from itertools import pairwise
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from i2ifast.data import procedural
-from i2ifast.data.images import images_in, pair, read_map, read_photo
-from i2ifast.data.labels import Files, LabelDataset, Options, collate, find, folder
-from i2ifast.data.loader import Batches, loader
+from i2ifast.data.kinds.labels import Files, LabelDataset, Options, Settings, find, folder
+from i2ifast.data.loader import loader
+from i2ifast.data.pixels import images_in, pair, read_map, read_photo
 
 RNG = np.random.default_rng(0)
 
@@ -216,7 +216,7 @@ def numbered(path: Path, height: int, width: int) -> Files:
 
 def test_label_instance_and_image_share_place_and_mirroring(tmp_path):
     data = LabelDataset(
-        [numbered(tmp_path, 20, 30)], Options(7, crop_size=8, preprocess_mode="crop"), train=True, seed=5
+        [numbered(tmp_path, 20, 30)], Settings(label_nc=7, crop_size=8, preprocess_mode="crop"), train=True, seed=5
     )
     places, mirrored = set(), set()
     for epoch in range(40):
@@ -231,11 +231,13 @@ def test_label_instance_and_image_share_place_and_mirroring(tmp_path):
         places.add(int(number.min()))
         mirrored.add(step)
     assert len(places) > 20 and mirrored == {1, -1}
-    same = LabelDataset(data.files * 10, data.options, train=True, seed=5)
+    same = LabelDataset(data.files * 10, data.settings, train=True, seed=5)
     assert len({int(same[0, index]["instance"].min()) for index in range(10)}) > 5
-    again = LabelDataset(data.files, data.options, train=True, seed=5)
+    again = LabelDataset(data.files, data.settings, train=True, seed=5)
     assert all(torch.equal(data[epoch, 0]["instance"], again[epoch, 0]["instance"]) for epoch in (17, 3))
-    straight = LabelDataset(data.files, Options(7, crop_size=8, preprocess_mode="crop", flip=False), train=True, seed=5)
+    straight = LabelDataset(
+        data.files, Settings(label_nc=7, crop_size=8, preprocess_mode="crop", flip=False), train=True, seed=5
+    )
     for epoch in range(10):  # the same places, none mirrored
         assert torch.equal(straight[epoch, 0]["instance"], data[epoch, 0]["instance"].sort().values)
 
@@ -256,7 +258,9 @@ def test_geometry_is_pillows(tmp_path, mode, resized, box):
     shape = (30, 45)
     label, instance = RNG.integers(0, 9, shape, dtype=np.uint8), RNG.integers(0, 2**16, shape, dtype=np.uint16)
     files = item_files(tmp_path, label, instance, RNG.integers(0, 256, (*shape, 3), dtype=np.uint8))
-    item = LabelDataset([files], Options(9, load_size=24, crop_size=16, aspect_ratio=2.0, preprocess_mode=mode))[0]
+    item = LabelDataset(
+        [files], Settings(label_nc=9, load_size=24, crop_size=16, aspect_ratio=2.0, preprocess_mode=mode)
+    )[0]
     box = box or (0, 0, *resized)
     label = Image.open(files.label).resize(resized, Image.Resampling.NEAREST).crop(box)
     image = Image.open(files.image).resize(resized, Image.Resampling.BICUBIC).crop(box)
@@ -266,52 +270,63 @@ def test_geometry_is_pillows(tmp_path, mode, resized, box):
 
 
 def test_training_loads_larger_and_crops(tmp_path):
-    data = LabelDataset([numbered(tmp_path, 30, 30)], Options(7, load_size=40, crop_size=32, flip=False), train=True)
+    data = LabelDataset(
+        [numbered(tmp_path, 30, 30)], Settings(label_nc=7, load_size=40, crop_size=32, flip=False), train=True
+    )
     full = np.asarray(Image.open(data.files[0].instance).resize((40, 40), Image.Resampling.NEAREST)).astype(np.int64)
     for epoch in range(5):
         windows = np.lib.stride_tricks.sliding_window_view(full, (32, 32))
         assert (windows == data[epoch, 0]["instance"][0].numpy()).all((2, 3)).any()
-    assert Options(1, crop_size=256).loaded(train=True) == 286 and Options(1, crop_size=256).loaded(train=False) == 256
+    assert (
+        Settings(label_nc=1, crop_size=256).loaded(train=True) == 286
+        and Settings(label_nc=1, crop_size=256).loaded(train=False) == 256
+    )
 
 
 def test_labels_out_of_range_are_named(tmp_path):
-    def read(options: Options, *values: int) -> torch.Tensor:
+    def read(settings: Settings, *values: int) -> torch.Tensor:
         files = Files(save(tmp_path / "x.png", np.array([values], np.uint8).repeat(2, 0)))
-        return LabelDataset([files], options)[0]["label"].unique().tolist()
+        return LabelDataset([files], settings)[0]["label"].unique().tolist()
 
     options = dict(instance=False, preprocess_mode="none")
-    assert read(Options(5, **options), 0, 4) == [0, 4]
+    assert read(Settings(label_nc=5, **options), 0, 4) == [0, 4]
     with pytest.raises(ValueError, match=r"x\.png: label 5, allowed are 0 to 4$"):
-        read(Options(5, **options), 0, 5)
+        read(Settings(label_nc=5, **options), 0, 5)
     with pytest.raises(
         ValueError, match=r"x\.png: label 255, allowed are 0 to 4; 255 is unknown with contain_dontcare"
     ):
-        read(Options(5, **options), 0, 255)
-    assert read(Options(5, contain_dontcare_label=True, **options), 4, 255) == [4, 5]
+        read(Settings(label_nc=5, **options), 0, 255)
+    assert read(Settings(label_nc=5, contain_dontcare_label=True, **options), 4, 255) == [4, 5]
     with pytest.raises(ValueError, match=r"x\.png: label 6, allowed are 0 to 5$"):
-        read(Options(5, contain_dontcare_label=True, **options), 6, 255)
+        read(Settings(label_nc=5, contain_dontcare_label=True, **options), 6, 255)
     save(tmp_path / "x.tif", np.array([[-1, 0]], np.int32))
     with pytest.raises(ValueError, match=r"x\.tif: label -1"):
-        LabelDataset([Files(tmp_path / "x.tif")], Options(5, **options))[0]
+        LabelDataset([Files(tmp_path / "x.tif")], Settings(label_nc=5, **options))[0]
 
 
 def test_files_that_do_not_fit_are_named(tmp_path):
     label, image = np.zeros((30, 40), np.uint8), np.zeros((30, 40, 3), np.uint8)
     cases = {
-        r"i/0\.png: 30x40 pixels, but its label map has 40x30": (label, label.T, image),
+        r"i/0\.png: 30x40 pixels, but its label map .*l/0\.png has 40x30": (label, label.T, image),
         r"p/0\.png: 30x40 pixels upright": (label, label, image.transpose(1, 0, 2)),
         r"l/0\.png: 40x30 pixels after crop: smaller than the crop of 32x32": (label, label, image),
     }
     for message, arrays in cases.items():
         files = item_files(tmp_path, *(np.ascontiguousarray(a) for a in arrays))
         with pytest.raises(ValueError, match=message):
-            LabelDataset([files], Options(1, crop_size=32, preprocess_mode="crop" if "crop" in message else "fixed"))[0]
+            LabelDataset(
+                [files], Settings(label_nc=1, crop_size=32, preprocess_mode="crop" if "crop" in message else "fixed")
+            )[0]
     files = item_files(tmp_path, label, label, image[::2, ::2])  # half the resolution, the same shape
-    assert LabelDataset([files], Options(1, crop_size=20, preprocess_mode="crop"))[0]["image"].shape == (3, 20, 20)
+    assert LabelDataset([files], Settings(label_nc=1, crop_size=20, preprocess_mode="crop"))[0]["image"].shape == (
+        3,
+        20,
+        20,
+    )
     with pytest.raises(ValueError, match=r"0\.png: has no instance map"):
-        LabelDataset([Files(files.label)], Options(1))
+        LabelDataset([Files(files.label)], Settings(label_nc=1))
     with pytest.raises(ValueError, match=r"0\.png: has no photograph"):
-        LabelDataset([Files(files.label)], Options(1, instance=False), train=True)
+        LabelDataset([Files(files.label)], Settings(label_nc=1, instance=False), train=True)
 
 
 def test_impossible_options_are_refused():
@@ -319,62 +334,17 @@ def test_impossible_options_are_refused():
                              "crop_size 0": dict(label_nc=1, crop_size=0),
                              "'zoom'": dict(label_nc=1, preprocess_mode="zoom")}.items():  # fmt: skip
         with pytest.raises(ValueError, match=message):
-            Options(**options)
+            Settings(**options)
 
 
-def test_options_of_a_systems_config():
-    config = type(
-        "Config",
-        (),
-        dict(label_nc=35, contain_dontcare_label=True, instance=False, crop_size=512, aspect_ratio=2.0, lr=1),
-    )
-    options = Options.of(config, flip=False)
-    assert options == Options(35, True, False, crop_size=512, aspect_ratio=2.0, flip=False)
-    assert options.num_classes == 36 and options.mode == "fixed"
-
-
-def batches(items: int, batch_size: int, **options) -> list[list[tuple[int, int]]]:
-    return list(Batches(range(items), batch_size, **options))
-
-
-def test_order_depends_on_seed_and_epoch_and_resumes():
-    whole = batches(23, 4, seed=1, epoch=2)
-    assert len(whole) == 5 == len(Batches(range(23), 4))
-    assert batches(23, 4, seed=1, epoch=2, start=3) == whole[3:]
-    assert len({str(batches(23, 4, seed=s, epoch=e)) for s in (1, 2) for e in (1, 2)}) == 4
-    sampler = Batches(range(23), 4, seed=1)
-    sampler.seek(2, 3)
-    assert list(sampler) == whole[3:] and len(sampler) == 2 and sampler.per_epoch == 5
-    with pytest.raises(ValueError, match="batch 6 of epoch 2"):
-        sampler.seek(2, 6)
-    assert batches(6, 2, shuffle=False, epoch=3) == [[(3, 0), (3, 1)], [(3, 2), (3, 3)], [(3, 4), (3, 5)]]
-
-
-@pytest.mark.parametrize("drop_last", [True, False])
-@pytest.mark.parametrize("items", [1, 5, 12, 13, 15])
-def test_ranks_share_the_same_global_batches(items, drop_last):
-    shards = [batches(items, 2, rank=rank, world_size=3, drop_last=drop_last, epoch=1) for rank in range(3)]
-    assert len({len(shard) for shard in shards}) == 1 and len(shards[0]) >= 1
-    alone = batches(items, 6, drop_last=drop_last, epoch=1)
-    for step, parts in enumerate(zip(*shards, strict=True)):
-        assert len({len(part) for part in parts}) == 1
-        together = [part[i] for i in range(len(parts[0])) for part in parts]
-        assert together[: len(alone[step])] == alone[step] and len(together) - len(alone[step]) < 3
-    seen = [index for batch in alone for _, index in batch]
-    assert drop_last or sorted(seen) == list(range(items))
-    assert not drop_last or all(len(batch) == 6 for batch in alone)
-
-
-def test_small_data_sets_repeat_with_draws_of_their_own():
-    seen = [key for epoch in range(3) for batch in batches(3, 8, epoch=epoch) for key in batch]
-    assert len(seen) == 24 == len(set(seen))
-    assert all(a < b for a, b in pairwise(sorted({epoch for epoch, _ in seen})))
-    orders = {tuple(index for epoch, index in batches(9, 36)[0] if epoch == number) for number in range(4)}
-    assert len(orders) == 4
-    with pytest.raises(ValueError, match="empty"):
-        Batches([], 1)
-    with pytest.raises(ValueError, match="rank 2 of 2"):
-        Batches([0], 1, rank=2, world_size=2)
+def test_settings_of_a_system():
+    config = dict(label_nc=35, contain_dontcare_label=True, instance=False, crop_size=512, aspect_ratio=2.0, lr=1)
+    system = SimpleNamespace(config=SimpleNamespace(**config), data_settings={"load_size": 600}, plan_sizes=[(4, 8)])
+    given = {key: value for key, value in config.items() if key != "lr"} | {"plan_sizes": [(4, 8)]}
+    settings = Settings.of(system, Options())
+    assert settings == Settings(**given, load_size=600)
+    assert settings.num_classes == 36 and settings.mode == "fixed"
+    assert Settings.of(system, Options(flip=False, load_size=700)) == Settings(**given, load_size=700, flip=False)
 
 
 @pytest.fixture(scope="module")
@@ -384,16 +354,15 @@ def street(tmp_path_factory) -> Path:
     return root
 
 
-STREET = Options(len(procedural.CLASSES), crop_size=32, preprocess_mode="crop")
+STREET = Settings(label_nc=len(procedural.CLASSES), crop_size=32, preprocess_mode="crop")
 
 
 def test_workers_do_not_change_batches(street):
-    data = folder(street, "train", STREET, seed=1)
-    make = partial(collate, num_classes=STREET.num_classes, sizes=[(16, 16), (32, 32)])
+    data = folder(street, "train", replace(STREET, plan_sizes=[(16, 16), (32, 32)]), seed=1, train=True)
     state = torch.get_rng_state()
     runs = []
     for workers in (0, 2):
-        batches = loader(data, 2, make, workers, seed=1)
+        batches = loader(data, 2, workers, seed=1)
         run = list(batches)
         batches.batch_sampler.seek(1, 1)
         runs.append(run + list(batches))
@@ -409,6 +378,6 @@ def test_workers_do_not_change_batches(street):
 
 def test_collate_refuses_items_of_different_sizes(tmp_path):
     files = [Files(save(tmp_path / f"{n}.png", np.zeros((64, 32 * n), np.uint8))) for n in (1, 2)]
-    data = LabelDataset(files, Options(1, instance=False, preprocess_mode="none"))
+    data = LabelDataset(files, Settings(label_nc=1, instance=False, preprocess_mode="none"))
     with pytest.raises(ValueError, match=r"label of different sizes.*1\.png, .*2\.png"):
-        collate([data[0], data[1]], 1)
+        data.collate([data[0], data[1]])

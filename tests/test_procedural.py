@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from i2ifast.data import procedural
-from i2ifast.data.images import images_in
-from i2ifast.data.labels import Options, folder, match
+from i2ifast.data.kinds.labels import Settings, folder, match
+from i2ifast.data.pixels import images_in
 
 
 def test_scenes_are_deterministic_and_different():
@@ -68,7 +68,10 @@ def test_written_scenes_read_back(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {
         f"{p}_{k}" for p in ("train", "val") for k in ("label", "inst", "img")
     }
-    train, val = folder(tmp_path, "train", Options(12)), folder(tmp_path, "val", Options(12, preprocess_mode="none"))
+    train, val = (
+        folder(tmp_path, "train", Settings(label_nc=12)),
+        folder(tmp_path, "val", Settings(label_nc=12, preprocess_mode="none")),
+    )
     assert len(train) == 6 and len(val) == 4
     expected = procedural.scene((32, 64), [3, 1, 2])
     item = val[2]

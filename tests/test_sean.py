@@ -7,7 +7,7 @@ from plain import blocks, gradients, normal, one_hot
 from torch import Tensor, nn
 
 from i2ifast import labels, models, ops
-from i2ifast.data.labels import collate
+from i2ifast.data.kinds.labels import LabelDataset, Settings
 from i2ifast.models.sean import mix
 from i2ifast.nn import ACE, SEANResnetBlock, bake
 from i2ifast.nn.styles import region_means
@@ -265,7 +265,7 @@ def test_a_baked_generator_translates_alike() -> None:
 def test_loader_workers_keep_samples_apart() -> None:
     system = tiny()
     items = [{"label": maps, "path": "map.png"} for maps in batch(system)["label"]]
-    plan = collate(items, system.config.num_classes, system.plan_sizes, per_sample=system.plan_per_sample)["plan"]
+    plan = LabelDataset([], Settings.of(system)).collate(items)["plan"]
     assert plan.separate and {size for size, _ in plan.levels} == set(system.plan_sizes)
     assert system.prepare({"plan": plan})["semantics"] is plan
 

@@ -20,7 +20,7 @@ from i2ifast._page import POINTS, thin
 from i2ifast._runlog import NonFiniteLoss, colours
 from i2ifast._state import State
 from i2ifast.data import procedural
-from i2ifast.data.images import images_in
+from i2ifast.data.pixels import images_in
 from i2ifast.models import Batch
 from i2ifast.train import Loop, main, processes, train
 
@@ -96,7 +96,7 @@ def test_nan_is_named_and_not_saved(tmp_path: Path) -> None:
 def test_epoch_without_a_batch_is_an_error(tmp_path: Path) -> None:
     loop = Loop(3, tmp_path, batch_size=64)
     with pytest.raises(ValueError, match="no batch of 64"):
-        train(Toy(), lambda epoch, start: [], loop, torch.device("cpu"), HEADER, None)
+        train(Toy(), lambda epoch, start: [], loop, torch.device("cpu"), HEADER)
 
 
 @pytest.mark.parametrize("options", [{"steps": 0}, {"batch_size": 0}, {"ema_decay": 1.0}, {"save_every": -1}])
@@ -136,7 +136,7 @@ def test_two_processes_equal_one_with_the_double_batch(tmp_path: Path) -> None:
     for steps in (4, 6):  # the second resumes
         spawn(tmp_path / "two", steps)
     loop = Loop(6, tmp_path / "one", batch_size=4)
-    train(Toy(norm=False, noise=0.0), batches(4), loop, torch.device("cpu"), HEADER, None)
+    train(Toy(norm=False, noise=0.0), batches(4), loop, torch.device("cpu"), HEADER)
     one, two = newest(tmp_path / "one"), newest(tmp_path / "two")
     assert one[1] == two[1] and one[0].keys() == two[0].keys()
     for name, value in one[0].items():
@@ -235,11 +235,14 @@ def test_help_lists_systems_presets_and_options(args: list[str], capsys) -> None
     with pytest.raises(SystemExit, match="0"):
         main(args)
     text = capsys.readouterr().out
-    assert "spade: coco, ade20k, cityscapes, tiny" in text and "--batch-size" in text
-    assert ("--config.ngf" in text) == (args[0] == "spade")
-    with pytest.raises(SystemExit, match="0"):
-        translate.main(["--help"])
-    assert "--instances" in capsys.readouterr().out
+    lines = " ".join(text.split())
+    assert "SPADE: " in lines and "[labels; coco, ade20k, cityscapes, tiny]" in lines and "--batch-size" in text
+    assert "MUNIT: " in lines and "[unpaired; edges2handbags" in lines
+    assert ("--config.ngf" in text) == ("--dataset-mode" in text) == (args[0] == "spade")
+    for more, options in {("spade",): "--instances", ("munit",): "--styles", (): "--weights"}.items():
+        with pytest.raises(SystemExit, match="0"):
+            translate.main(["--help", *(f"--system={name}" for name in more)])
+        assert options in capsys.readouterr().out
 
 
 def test_wrong_command_line_is_explained(tmp_path: Path, scenes: Path) -> None:

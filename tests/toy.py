@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from i2ifast import _checkpoint
 from i2ifast.models import Adam, Batch, Phase, System, every
-from i2ifast.train import Loop, train
+from i2ifast.train import Loop, Samples, train
 
 HEADER = {"system": "toy", "config": {"width": 6}}
 PER_EPOCH = 7  # batches of an epoch
@@ -76,7 +76,7 @@ def batches(size: int, rank: int = 0, world: int = 1) -> Callable[[int, int], It
     return epoch_batches
 
 
-SAMPLES = next(batches(2)(0, 0))
+SAMPLES = Samples(next(batches(2)(0, 0)), ("label", "fake", "image"))
 
 
 def run(out: Path, steps: int, system: System | None = None, **options) -> dict[str, Tensor]:

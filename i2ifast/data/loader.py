@@ -1,12 +1,14 @@
 """Batches in an order that depends on (seed, epoch) alone: sharded over ranks, resumable, whatever the workers."""
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
+
+from ._items import Items
 
 
 class Batches(Sampler[list[tuple[int, int]]]):
@@ -75,13 +77,11 @@ class Batches(Sampler[list[tuple[int, int]]]):
 
 
 def loader(
-    dataset: Dataset,
-    batch_size: int,
-    collate: Callable[[Sequence[Any]], dict[str, Any]],
-    workers: int = 0,
-    **order: Any,
+    dataset: Items, batch_size: int, workers: int = 0, collate: Callable[..., Any] | None = None, **order: Any
 ) -> DataLoader:
     """A DataLoader over `Batches(dataset, batch_size, **order)`; `.batch_sampler.seek(epoch, start)` before an epoch.
+
+    Batches are `dataset.collate(items)`, unless `collate` is given.
 
     Workers stay alive between epochs and are started from a clean process (never forked from one with threads), so the
     calling script needs the usual `if __name__ == "__main__"`. Batches are pinned where there is a CUDA device.
@@ -95,7 +95,7 @@ def loader(
     return DataLoader(
         dataset,
         batch_sampler=Batches(dataset, batch_size, **order),
-        collate_fn=collate,
+        collate_fn=collate or dataset.collate,
         num_workers=workers,
         persistent_workers=workers > 0,
         multiprocessing_context=context,

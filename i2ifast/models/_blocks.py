@@ -42,6 +42,11 @@ class ModulationConfig:
         """Height and width of training images."""
         return self.img_size, self.img_size
 
+    @property
+    def data_settings(self) -> dict[str, Any]:
+        """Resized to 30 pixels more than the crop."""
+        return {"crop_size": self.img_size, "load_size": self.img_size + 30}
+
     @classmethod
     def from_original(cls, options: dict[str, Any]) -> Self:
         """From the original's option names and values."""

@@ -93,6 +93,11 @@ class System(nn.Module):
         self.nets = nn.ModuleDict()  # trained and saved, with the original's state_dict keys
         self.fixed = nn.ModuleDict()  # pretrained feature extractors: neither trained nor saved
 
+    @property
+    def data_settings(self) -> dict[str, Any]:
+        """Settings of its kind of data (`i2ifast.data.kinds`) that its config has under another name, or not at all."""
+        return {}
+
     def init_weights(self) -> None:
         """Initialise every network as the original does."""
         raise NotImplementedError

@@ -308,6 +308,13 @@ class System(_system.System):
             Phase("gen", ("gen_a", "gen_b"), self.generator_loss, adam),
         ]
 
+    @property
+    def data_settings(self) -> dict[str, Any]:
+        """The shorter side to the crop's, then a crop."""
+        side = self.config.crop_image_height
+        return {"crop_size": side, "load_size": side, "preprocess_mode": "scale_shortside_and_crop",
+                "input_nc": self.config.input_dim_a, "output_nc": self.config.input_dim_b}  # fmt: skip
+
     def init_weights(self) -> None:
         """Kaiming normal in generators, normal of deviation 0.02 in discriminators; biases zero."""
         for name, net in self.nets.items():

@@ -155,6 +155,10 @@ class System(_system.System):
             Phase("G", ("gen2A", "gen2B"), self.generator_loss, adam),
         ]
 
+    @property
+    def data_settings(self) -> dict[str, Any]:
+        return self.config.data_settings
+
     def init_weights(self) -> None:
         """As PyTorch's layers do; the code starts without attention."""
         reset(self.nets)

@@ -263,6 +263,15 @@ class System(_system.System):
         ratio = interval / (interval + 1)
         return Adam(self.config.lr * ratio, (0.0, 0.99**ratio))
 
+    @property
+    def data_settings(self) -> dict[str, Any]:
+        """The shorter side to the size of images, then a crop."""
+        return {
+            "crop_size": self.config.size,
+            "load_size": self.config.size,
+            "preprocess_mode": "scale_shortside_and_crop",
+        }
+
     def init_weights(self) -> None:
         """Standard normal weights, zero biases; the layers scale them."""
         for module in self.nets.modules():

@@ -142,6 +142,10 @@ class System(_system.System):
             Phase("G", ("genA2B", "genB2A"), self.generator_loss, adam, after=self.clip_rho),
         ]
 
+    @property
+    def data_settings(self) -> dict[str, Any]:
+        return self.config.data_settings
+
     def init_weights(self) -> None:
         """As PyTorch's layers do."""
         reset(self.nets)

@@ -1,72 +1,53 @@
 """Label maps, instance maps and photographs: folders to items to batches with label plans."""
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset
+from numpy.random import Generator
 
+from i2ifast.data import _items
+from i2ifast.data.pixels import images_in, natural, pair, read_map, read_photo, unpaired
 from i2ifast.labels import centre_offsets, plan
 
-from .images import Preprocess, geometry, images_in, natural, pair, read_map, read_photo, unpaired
+SHOWN = ("label", "fake", "image")
 
 UNKNOWN = 255  # in files; class `label_nc` with contain_dontcare_label
 # Cityscapes' names have these after what pairs them, outermost first.
 ENDINGS = ("_labelIds", "_instanceIds", "_leftImg8bit", "_gtFine", "_gtCoarse")
 
 
-@dataclass(frozen=True)
-class Options:
-    """How files become items. Where None is allowed it stands for the setting of the published models."""
+Layout = Literal["auto", "coco", "ade20k", "cityscapes", "celebamask", "deepfashion"]
 
+
+@dataclass(frozen=True, kw_only=True)
+class Options(_items.Options):
+    dataset_mode: Layout = "auto"
+    """layout of the data folder"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(_items.Settings, Options):
     label_nc: int
     contain_dontcare_label: bool = False  # 255 (unknown) is class label_nc
     instance: bool = True  # read instance maps
     add_dist: bool = False  # offsets of pixels from the centres of their objects, see `i2ifast.labels.centre_offsets`
-    dataset_mode: Literal["auto", "coco", "ade20k", "cityscapes", "celebamask", "deepfashion"] = (
-        "auto"  # layout, see `find`
-    )
-    crop_size: int = 256  # width of the items, see `images.geometry`
-    load_size: int | None = None  # crop_size * 286 / 256; always crop_size for `_and_crop` outside training
-    aspect_ratio: float = 1.0  # width / height, for `fixed`
-    preprocess_mode: Preprocess | None = None  # resize_and_crop, and fixed if aspect_ratio is not 1
-    flip: bool = True  # mirror half of the training items
+    plan_sizes: Sequence[tuple[int, int]] = ()  # levels of label plans that batches have made
+    plan_per_sample: bool = False  # keep the samples of a plan apart
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.label_nc < 1:
             raise ValueError(f"label_nc {self.label_nc}: expected at least 1")
-        if self.mode not in get_args(Preprocess):
-            raise ValueError(f"preprocess_mode {self.mode!r}: expected one of {', '.join(get_args(Preprocess))}")
-        if self.crop_size < 1 or self.aspect_ratio <= 0:
-            raise ValueError(f"crop_size {self.crop_size}, aspect_ratio {self.aspect_ratio}: both must be positive")
-        if self.mode.endswith("_and_crop") and self.loaded(train=True) < self.crop_size:
-            raise ValueError(f"load_size {self.load_size} is smaller than crop_size {self.crop_size}")
-
-    @classmethod
-    def of(cls, config: Any, **overrides: Any) -> "Options":
-        """The options of the same name in a system's `config`, then `overrides`."""
-        shared = {f.name: getattr(config, f.name) for f in fields(cls) if hasattr(config, f.name)}
-        return cls(**(shared | overrides))
 
     @property
     def num_classes(self) -> int:
         """Labels of items are 0 .. num_classes - 1."""
         return self.label_nc + self.contain_dontcare_label
-
-    @property
-    def mode(self) -> Preprocess:
-        return self.preprocess_mode or ("resize_and_crop" if self.aspect_ratio == 1 else "fixed")
-
-    def loaded(self, train: bool) -> int:
-        """The load_size in use: outside training nothing is loaded larger than the crop."""
-        if not train and self.mode.endswith("_and_crop"):
-            return self.crop_size
-        return self.load_size or round(self.crop_size * 286 / 256)
 
 
 class Files(NamedTuple):
@@ -78,7 +59,7 @@ class Files(NamedTuple):
 
 
 def match(labels: Sequence[Path], instances: Sequence[Path] = (), images: Sequence[Path] = ()) -> list[Files]:
-    """Label maps with their instance maps and photographs by name (`images.pair`); either of those may be empty.
+    """Label maps with their instance maps and photographs by name (`pixels.pair`); either of those may be empty.
 
     Label maps without photograph are left out, with a warning that names the first: data sets come with more maps than
     photographs. Any other file without partner is an error.
@@ -169,74 +150,50 @@ def find(root: str | Path, phase: str, layout: str = "auto") -> list[Files]:
     return next(iter(found.values()))
 
 
-def read_label(path: str | Path, options: Options) -> np.ndarray:
+def read_label(path: str | Path, settings: Settings) -> np.ndarray:
     """Label map [H,W] int32, UNKNOWN being class label_nc with contain_dontcare_label.
 
     ValueError names file, value and maximum.
     """
     label = read_map(path)
-    if options.contain_dontcare_label:
-        label[label == UNKNOWN] = options.label_nc
+    if settings.contain_dontcare_label:
+        label[label == UNKNOWN] = settings.label_nc
     low, high = int(label.min()), int(label.max())
-    if low < 0 or high >= options.num_classes:
+    if low < 0 or high >= settings.num_classes:
         hint = f"; {UNKNOWN} is unknown with contain_dontcare_label" if high == UNKNOWN else ""
-        raise ValueError(f"{path}: label {low if low < 0 else high}, allowed are 0 to {options.num_classes - 1}{hint}")
+        raise ValueError(f"{path}: label {low if low < 0 else high}, allowed are 0 to {settings.num_classes - 1}{hint}")
     return label
 
 
-class LabelDataset(Dataset):
+class LabelDataset(_items.Items):
     """Items {label, instance [1,H,W] int64, image [3,H,W] float32 in [-1, 1], path of the label map} of `files`.
 
-    `instance` is there if options.instance, `dist` [2,H,W] if options.add_dist, `image` if the file is. `train` draws
-    place and mirroring anew per item and epoch, from (seed, epoch, index) alone: item (epoch, index) is the same in any
-    process, in any order. Outside training the middle is cut. ValueError, with the file's name, for files that are
-    missing, unreadable or do not fit each other.
+    `instance` is there if settings.instance, `dist` [2,H,W] if settings.add_dist, `image` if the file is. Batches have
+    a label `plan` too.
     """
 
-    def __init__(self, files: Sequence[Files], options: Options, train: bool = False, seed: int = 0) -> None:
+    def __init__(self, files: Sequence[Files], settings: Settings, train: bool = False, seed: int = 0) -> None:
         for file in files:
-            if options.instance and file.instance is None:
+            if settings.instance and file.instance is None:
                 raise ValueError(f"{file.label}: has no instance map (instance=False does without)")
             if train and file.image is None:
                 raise ValueError(f"{file.label}: has no photograph to learn from")
+        super().__init__(settings, train, seed)
         self.files = list(files)
-        self.options = options
-        self.train = train
-        self.seed = seed
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        file, options = self.files[index], self.options
-        label = read_label(file.label, options)
+    def item(self, index: int, rng: Generator) -> _items.Item:
+        file, settings = self.files[index], self.settings
+        label = read_label(file.label, settings)
         height, width = label.shape
-        rng = np.random.default_rng((self.seed, epoch, index)) if self.train else None
-        try:
-            where = geometry(
-                width,
-                height,
-                options.mode,
-                options.loaded(self.train),
-                options.crop_size,
-                options.aspect_ratio,
-                rng,
-                options.flip,
-            )
-        except ValueError as error:
-            raise ValueError(f"{file.label}: {error}") from error
-        item: dict[str, Any] = {"label": where.map(label), "path": str(file.label)}
-        if options.add_dist:  # of the whole map
+        where = self.place((width, height), rng, file.label)
+        item: _items.Item = {"label": where.map(label), "path": str(file.label)}
+        if settings.add_dist:  # of the whole map
             item["dist"] = where.offsets(centre_offsets(torch.from_numpy(label)[None])[0])
-        if options.instance:
-            instance = read_map(file.instance)
-            if instance.shape != label.shape:
-                raise ValueError(
-                    f"{file.instance}: {instance.shape[1]}x{instance.shape[0]} pixels, "
-                    f"but its label map has {width}x{height}"
-                )
-            item["instance"] = where.map(instance)
+        if settings.instance:
+            item["instance"] = where.map(read_instances(file.instance, file.label, label))
         if file.image is not None:
             image = read_photo(file.image)
             rounding = max(*image.size, width, height)  # one pixel of the smaller of the two
@@ -248,29 +205,52 @@ class LabelDataset(Dataset):
             item["image"] = where.photo(image)
         return item
 
+    def collate(self, items: Sequence[_items.Item]) -> dict[str, Any]:
+        batch, settings = _items.stack(items), self.settings
+        made = plan(batch["label"], settings.num_classes, instances=batch.get("instance"))
+        made = made.per_sample() if settings.plan_per_sample else made
+        return {**batch, "plan": made.precompute(settings.plan_sizes, backward=self.train)}
 
-def folder(root: str | Path, phase: str, options: Options, seed: int = 0) -> LabelDataset:
-    """The data set of `phase` below `root` (see `find`); phase "train" crops and mirrors at random."""
-    return LabelDataset(find(root, phase, options.dataset_mode), options, phase == "train", seed)
+
+def read_instances(file: Path, label_file: Path, label: np.ndarray) -> np.ndarray:
+    """Instance map [H,W] int32 that belongs to a label map; ValueError if it is of another size."""
+    instance = read_map(file)
+    if instance.shape != label.shape:
+        raise ValueError(
+            f"{file}: {instance.shape[1]}x{instance.shape[0]} pixels, "
+            f"but its label map {label_file} has {label.shape[1]}x{label.shape[0]}"
+        )
+    return instance
 
 
-def collate(
-    items: Sequence[dict[str, Any]],
-    num_classes: int,
-    sizes: Sequence[tuple[int, int]] = (),
-    backward: bool = True,
-    per_sample: bool = False,
-) -> dict[str, Any]:
-    """Stack items and add their label `plan`, the levels of `sizes` made (`backward`: for training too)."""
-    batch: dict[str, Any] = {"path": [item["path"] for item in items]}
-    for name in (name for name, value in items[0].items() if isinstance(value, Tensor)):
-        shapes = {tuple(item[name].shape) for item in items}
-        if len(shapes) > 1:
-            raise ValueError(
-                f"{name} of different sizes in one batch ({sorted(shapes)}: {', '.join(batch['path'])}); "
-                "use batch size 1 or a preprocess_mode that gives one size"
-            )
-        batch[name] = torch.stack([item[name] for item in items])
-    made = plan(batch["label"], num_classes, instances=batch.get("instance"))
-    made = made.per_sample() if per_sample else made
-    return {**batch, "plan": made.precompute(sizes, backward=backward)}
+def folder(root: str | Path, phase: str, settings: Settings, seed: int = 0, train: bool = False) -> LabelDataset:
+    """The data set of `phase` below `root`, see `find`."""
+    return LabelDataset(find(root, phase, settings.dataset_mode), settings, train, seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    labels: Path
+    """folder of label maps"""
+    instances: Path | None = None
+    """folder of instance maps of the same names, for a system that takes them"""
+
+    def batches(self, system: Any, size: int) -> Iterator[dict[str, Any]]:
+        """All label maps, as they are, in batches of at most `size` maps of the same height and width."""
+        settings = Settings.of(system)
+        labels = images_in(self.labels)
+        if not labels:
+            raise ValueError(f"{self.labels}: no label maps")
+        instances = images_in(self.instances) if self.instances else []
+        if settings.instance and not instances:
+            raise ValueError(f"this system takes instance maps, and --instances {self.instances} has none")
+        items = self._items(match(labels, instances if settings.instance else ()), settings)
+        return _items.batches_by_size(items, size, lambda item: item["label"].shape)
+
+    def _items(self, files: Sequence[Files], settings: Settings) -> Iterator[_items.Item]:
+        for file in files:
+            label = read_label(file.label, settings)
+            item = {"label": torch.from_numpy(label).long()[None], "path": file.label}
+            if file.instance is not None:
+                item["instance"] = torch.from_numpy(read_instances(file.instance, file.label, label)).long()[None]
+            yield item

@@ -41,6 +41,15 @@ def images_in(folder: str | Path) -> list[Path]:
     return sorted((f for f in files if f.suffix.lower() in SUFFIXES and not f.name.startswith(".")), key=natural)
 
 
+def images_below(folder: Path) -> list[Path]:
+    """Image files in `folder` and the folders in it, in natural order."""
+    return [
+        file
+        for each in (folder, *sorted(filter(Path.is_dir, folder.rglob("*")), key=natural))
+        for file in images_in(each)
+    ]
+
+
 def pair(files: Iterable[Path], others: Iterable[Path], endings: tuple[str, ...] = ()) -> list[Path]:
     """For each of `files` its partner in `others`: the same name without extension, leading zeros and one of `endings`.
 
@@ -90,12 +99,21 @@ def _open(path: Path) -> Image.Image:
         raise ValueError(f"{path}: not a readable image ({error})") from error
 
 
-def read_photo(path: str | Path) -> Image.Image:
-    """An RGB image, from any 8 bit picture; transparency is dropped. ValueError names a damaged or deeper file."""
+def read_photo(path: str | Path, channels: int = 3) -> Image.Image:
+    """An RGB image, or with `channels` 1 a grey one, from any 8 bit picture; transparency is dropped.
+
+    ValueError names a damaged or deeper file.
+    """
     image = _open(Path(path))
     if image.mode in DEEP:
         raise ValueError(f"{path}: mode {image.mode}, more than 8 bits per channel; expected an 8 bit picture")
-    return image.convert("RGB")
+    return image.convert({1: "L", 3: "RGB"}[channels])
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """[3,H,W], of a grey image [1,H,W], float32 in [-1, 1]."""
+    pixels = torch.from_numpy(np.array(image)).view(image.height, image.width, -1)
+    return (pixels.permute(2, 0, 1).contiguous() / 255 - 0.5) / 0.5
 
 
 def read_map(path: str | Path) -> np.ndarray:
@@ -133,9 +151,8 @@ class Geometry(NamedTuple):
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flip else image
 
     def photo(self, image: Image.Image) -> Tensor:
-        """Bicubic; [3,H,W] float32 in [-1, 1]."""
-        pixels = torch.from_numpy(np.array(self(image, Image.Resampling.BICUBIC)))
-        return (pixels.permute(2, 0, 1).contiguous() / 255 - 0.5) / 0.5
+        """Bicubic; see `to_tensor`."""
+        return to_tensor(self(image, Image.Resampling.BICUBIC))
 
     def map(self, values: np.ndarray) -> Tensor:
         """Nearest; [1,H,W] int64 from [H,W] int32."""

@@ -1,0 +1,81 @@
+"""Photographs of two domains without partners: {phase}A and {phase}B."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from numpy.random import Generator
+
+from i2ifast.data import _items
+from i2ifast.data.pixels import read_photo, to_tensor
+
+SHOWN = ("a", "fake", "b")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(_items.Options):
+    direction: Literal["AtoB", "BtoA"] = "AtoB"
+    """which of the two is domain a"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(_items.Settings, Options):
+    input_nc: int = 3  # channels of a
+    output_nc: int = 3  # and of b; 1 is grey
+
+
+class Unpaired(_items.Items):
+    """Items {a, b [C,H,W] float32 in [-1, 1], path of a} of the photographs in two lists.
+
+    There are as many as photographs in the longer list. The partner in the other one is drawn in training, else it is
+    the one of the same number; each is cropped and mirrored by itself.
+    """
+
+    def __init__(
+        self, a: Sequence[Path], b: Sequence[Path], settings: Settings, train: bool = False, seed: int = 0
+    ) -> None:
+        super().__init__(settings, train, seed)
+        self.a, self.b = list(a), list(b)
+
+    def __len__(self) -> int:
+        return max(len(self.a), len(self.b))
+
+    def item(self, index: int, rng: Generator) -> _items.Item:
+        partner = int(rng.integers(len(self.b))) if self.train else index
+        a, b = self.a[index % len(self.a)], self.b[partner % len(self.b)]
+        images = {
+            "a": self.photo(a, rng, self.settings.input_nc),
+            "b": self.photo(b, rng, self.settings.output_nc),
+        }
+        return {**images, "path": str(a)}
+
+
+def folder(root: str | Path, phase: str, settings: Settings, seed: int = 0, train: bool = False) -> Unpaired:
+    """The photographs in `{phase}A` and `{phase}B` below `root`; FileNotFoundError where one of them has none."""
+    first, second = settings.direction.split("to")
+    found = [_items.images_of(Path(root) / f"{phase}{side}") for side in (first, second)]
+    return Unpaired(*found, settings, train, seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    images: Path
+    """folder of photographs of domain a"""
+    styles: Path | None = None
+    """folder of photographs of domain b, in turn the style of the translations, for a system that takes one"""
+
+    def batches(self, system: Any, size: int) -> Iterator[dict[str, Any]]:
+        """All photographs, as they are, in batches of at most `size` of the same height and width."""
+        settings = Settings.of(system)
+        images = _items.images_of(self.images)
+        styles = _items.images_of(self.styles) if self.styles else []
+
+        def item(number: int, file: Path) -> _items.Item:
+            item = {"a": to_tensor(read_photo(file, settings.input_nc)), "path": file}
+            if styles:
+                item["b"] = settings.photo(styles[number % len(styles)], channels=settings.output_nc)
+            return item
+
+        items = (item(number, file) for number, file in enumerate(images))
+        return _items.batches_by_size(items, size, lambda item: item["a"].shape)
