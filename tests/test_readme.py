@@ -15,6 +15,7 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
 PYTHON = [code for language, code in BLOCKS if language == "python"]
 SHELL = [line for language, code in BLOCKS if language == "sh" for line in code.splitlines()]
 MODULES = [shlex.split(line, comments=True) for line in SHELL if line.startswith("python -m")]
+TRAINED = {words[words.index("--out") + 1]: words[3] for words in MODULES if words[2] == "i2ifast.train"}  # out: system
 MAKE = [shlex.split(line, comments=True) for line in SHELL if line.startswith("make")]
 
 
@@ -32,8 +33,10 @@ def test_commands_take_their_options(words: list[str]) -> None:
     """The help, which the words before the options may shape, lists every option of the line."""
     _, _, module, *rest = words
     positional = [rest[0]] if rest and not rest[0].startswith("-") else []
-    preset = ["--preset", rest[rest.index("--preset") + 1]] if positional and "--preset" in rest else []
-    command = [sys.executable, "-m", module, *positional, *preset, "--help"]
+    given = {word: value for word, value in zip(rest, rest[1:], strict=False) if word in ("--preset", "--system")}
+    if "--weights" in rest and "--system" not in given:
+        given = {"--system": TRAINED[rest[rest.index("--weights") + 1]]}  # which is not there to be read
+    command = [sys.executable, "-m", module, *positional, *(word for pair in given.items() for word in pair), "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     options = {word for word in rest if word.startswith("--")}
