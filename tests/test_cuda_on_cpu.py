@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from i2ifast.ops.modulate_table import reference_dx, reference_forward, reference_sums
+from i2ifast.ops._modulate_table import reference_dx, reference_forward, reference_sums
 
 ROOT = Path(__file__).parents[1]
 SEGMENT = 64  # kSegment of modulate_table_cuda.h

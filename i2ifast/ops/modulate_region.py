@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import _backend
+from ._modulate_table import lookup
 from ._modulation import activation_gradient
 from ._op import (
     accumulation_dtype,
@@ -18,7 +19,7 @@ from ._op import (
     second_order,
     slope_of,
 )
-from .modulate_table import Segments, lookup
+from .modulate_table import Segments
 from .region_moments import RegionStatistics, check_ids, region_sums, rows_of
 from .region_moments import reference_forward as reference_moments
 

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from .. import _backend
+from ._modulate_table import lookup
 from ._op import accumulation_dtype, autograd, check_4d, check_device, check_shape, define
-from .modulate_table import Segments, lookup
+from .modulate_table import Segments
 
 
 class RegionStatistics(NamedTuple):
