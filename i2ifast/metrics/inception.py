@@ -188,7 +188,8 @@ def inception(path: str | Path) -> nn.Module:
     else:
         network = Inception()
         try:
-            network.load_state_dict(read_state(path))
+            state = read_state(path)
+            network.load_state_dict({key: state[key] for key in state if not key.endswith("num_batches_tracked")})
         except RuntimeError as error:
             first = " ".join(str(error).split())[:200]
             raise ValueError(f"{path}: not the FID Inception ({first} ...)") from error

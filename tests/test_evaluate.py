@@ -1,0 +1,218 @@
+"""`python -m i2ifast.evaluate`: folders to scores, protocol and messages. All files and networks are made here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from PIL import Image
+from torch import Tensor, nn
+
+from i2ifast import metrics
+from i2ifast.evaluate import Arguments, evaluate, main
+
+CPU = torch.device("cpu")
+COUNT = 12
+
+
+class Features(nn.Module):
+    """Eight numbers of an image, and three logits."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        found = nn.functional.adaptive_avg_pool2d(x.float() / 255, (2, 4)).mean(1).flatten(1)
+        return found, found[:, :3]
+
+
+class RedOrNot(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([0.5 - x[:, :1], x[:, :1] - 0.5], 1)
+
+
+def save(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """fake, real and labels of the same names, two draws of classes 0 and 1, and networks."""
+    root = tmp_path_factory.mktemp("scores")
+    draw = np.random.default_rng(0)
+    for index in range(COUNT):
+        real = np.kron(draw.integers(0, 256, (4, 4, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+        fake = (real + draw.normal(0, 8, real.shape)).clip(0, 255).astype(np.uint8)
+        save(root / "real" / f"{index}_leftImg8bit.png", real)
+        save(root / "fake" / f"{index}_labelIds.png", fake)
+        label = (real[..., 0] >= 128).astype(np.uint8)
+        label[:2] = 255
+        save(root / "labels" / f"{index}_labelIds.png", label)
+    torch.jit.script(Features()).save(root / "features.pt")
+    torch.jit.script(RedOrNot()).save(root / "segmentation.pt")
+    return root
+
+
+def arguments(root: Path, **given) -> Arguments:
+    folders = {name: root / name for name in ("fake", "real", "labels")}
+    networks = {"inception": root / "features.pt", "segmentation": root / "segmentation.pt"}
+    return Arguments(**folders | networks | {"workers": 0, "batch_size": 5} | given)
+
+
+def read(folder: Path) -> Tensor:
+    files = sorted(folder.iterdir(), key=lambda file: int(file.name.partition("_")[0]))
+    return torch.stack([torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1) for file in files])
+
+
+def test_scores_are_those_of_the_functions(root):
+    report = evaluate(arguments(root, kid_subsets=3), CPU)
+    fake, real = read(root / "fake"), read(root / "real")
+    (x, logits), (y, _) = (Features()(images) for images in (fake, real))
+    kid, is_ = metrics.kernel_distance(x, y, 3, COUNT), metrics.inception_score(logits)
+    expected = {
+        "ssim": metrics.ssim(fake, real).mean(),
+        "psnr": metrics.psnr(fake, real).mean(),
+        "rmse": metrics.squared_error(fake, real).mean().sqrt(),
+        "fid": metrics.frechet_distance(x, y),
+        **{"kid": kid[0], "kid_std": kid[1], "is": is_[0], "is_std": is_[1]},
+        **metrics.neighbours(x, y),
+    }
+    scores = report["scores"]
+    assert {name: scores[name] for name in expected} == pytest.approx(expected, rel=1e-9)
+    assert set(scores) == {*expected, "swd", "swd_32x32", "swd_16x16", "miou", "accuracy"}
+    assert scores["swd"] == (scores["swd_32x32"] + scores["swd_16x16"]) / 2
+    assert 0.9 < scores["miou"] < scores["accuracy"] < 1
+    assert set(report["left_out"]) == {"lpips", "dipd", "mcsd", "mocd"}
+    assert report["notes"] == ["kid: subsets of 12 images, not of 1000"]
+
+
+def test_the_protocol_is_written(root, tmp_path):
+    given = ["--fake", root / "fake", "--real", root / "real", "--inception", root / "features.pt", "--size", 48, 40]
+    given += ["--workers", 0, "--out", tmp_path / "new" / "scores.json", "--scores", "fid", "psnr"]
+    main([str(word) for word in given])
+    report = json.loads((tmp_path / "new" / "scores.json").read_text())
+    assert set(report["scores"]) == {"fid", "psnr"} and not report["left_out"]
+    protocol = report["protocol"]
+    assert protocol["images"] == {"fake": COUNT, "real": COUNT} and protocol["size"] == [48, 40]
+    assert protocol["resize"] == "bicubic" and protocol["folders"]["fake"] == str(root / "fake")
+    digest = subprocess.run(["sha256sum", root / "features.pt"], capture_output=True, text=True, check=True).stdout
+    assert protocol["networks"] == {"inception": {"file": "features.pt", "sha256": digest.split()[0]}}
+    assert protocol["versions"]["torch"] == torch.__version__ and "torchmetrics" in protocol["versions"]
+
+
+def test_what_needs_no_network_runs_without(root, tmp_path, capsys):
+    given = ["--fake", str(root / "fake"), "--real", str(root / "real"), "--workers", "0", "--out", str(tmp_path / "s")]
+    with pytest.raises(SystemExit, match="error: without fid, lpips"):
+        main([*given, "--scores", "fid", "ssim", "lpips"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "needs --inception, pt_inception-2015-12-05-6726825d.pth" in shown and "alexnet-owt-7be5be79.pth" in shown
+    assert set(json.loads((tmp_path / "s").read_text())["scores"]) == {"ssim"}
+    main(given)  # all that the files allow: nothing is asked for that is missing
+    assert {"ssim", "psnr", "rmse", "swd"} < set(json.loads((tmp_path / "s").read_text())["scores"])
+
+
+def test_too_few_images_for_one_score_keep_the_others(root):
+    report = evaluate(arguments(root, scores=("is", "fid", "recall"), splits=COUNT + 1, nearest_k=COUNT), CPU)
+    assert set(report["scores"]) == {"fid"}
+    assert report["left_out"]["is"] == "12 images for 13 splits: expected at least one each"
+    assert "nearest_k = 12" in report["left_out"]["recall"]
+
+
+def test_infinite_scores_are_words_in_the_file(root):
+    report = evaluate(arguments(root, fake=root / "real", scores=("psnr",)), CPU)
+    assert report["scores"] == {"psnr": "inf"} and json.dumps(report, allow_nan=False)
+
+
+def write_other_size(root: Path, folder: Path) -> None:
+    for index in range(COUNT):
+        save(folder / f"{index}.png", np.zeros((32, 30 if index == 7 else 32, 3), np.uint8))
+
+
+def test_errors_name_files(root, tmp_path):
+    def error(match: str, **given) -> None:
+        with pytest.raises((ValueError, FileNotFoundError), match=match):
+            evaluate(arguments(root, **given), CPU)
+
+    write_other_size(root, tmp_path / "sizes")
+    error(r"7_labelIds.png and .*sizes/7.png: 32x32 and 30x32", scores=("ssim",), real=tmp_path / "sizes")
+    error("sizes: images of 2 sizes; swd", scores=("swd",), real=tmp_path / "sizes")
+    (tmp_path / "sizes" / "3.png").unlink()
+    error(r"3_labelIds.png: no file of that name .*sizes \(--scores chooses", scores=("ssim",), real=tmp_path / "sizes")
+    error("nothing: no such folder, or no images", scores=("fid",), real=tmp_path / "nothing")
+    save(tmp_path / "labels" / "0.png", np.full((32, 32), 7, np.uint8))
+    save(tmp_path / "one" / "0.png", np.zeros((32, 32, 3), np.uint8))
+    error("labels/0.png: label 7: .* 0 to 1", scores=("miou",), fake=tmp_path / "one", labels=tmp_path / "labels")
+    error("none.pth: no such file; --inception takes pt_inception", scores=("fid",), inception=tmp_path / "none.pth")
+    (tmp_path / "text").write_text("no network")
+    error("text: not TorchScript", scores=("miou",), segmentation=tmp_path / "text")
+    error("no score to compute: lpips needs --lpips", scores=("lpips",))
+    error("nearest_k is 0", nearest_k=0)
+
+
+def alexnet(path: Path) -> None:
+    draw = torch.Generator().manual_seed(0)
+    shapes = {0: (64, 3, 11, 11), 3: (192, 64, 5, 5), 6: (384, 192, 3, 3), 8: (256, 384, 3, 3), 10: (256, 256, 3, 3)}
+    state = {}
+    for number, shape in shapes.items():
+        state[f"features.{number}.weight"] = 0.05 * torch.randn(shape, generator=draw)
+        state[f"features.{number}.bias"] = torch.zeros(shape[0])
+    torch.save(state, path)
+
+
+def test_diversity_of_classes(tmp_path):
+    """Class 1, the right half, changes alone; class 0 changes everything."""
+    draw = np.random.default_rng(0)
+    label = np.zeros((64, 64), np.uint8)
+    label[:, 32:] = 1
+    for name in "ab":
+        save(tmp_path / "labels" / f"{name}.png", label)
+        base = draw.integers(0, 256, (64, 64, 3))
+        for number in range(3):
+            changed = draw.integers(0, 256, (64, 64, 3))
+            half = np.where(label[..., None] == 1, changed, base)
+            save(tmp_path / "classes" / "1" / f"{number}" / f"{name}.png", half.astype(np.uint8))
+            save(tmp_path / "classes" / "0" / f"{number}" / f"{name}.png", changed.astype(np.uint8))
+    alexnet(tmp_path / "alexnet.pth")
+    options = {"lpips": tmp_path / "alexnet.pth", "labels": tmp_path / "labels", "workers": 0}
+
+    def diversity() -> dict[str, float]:
+        return evaluate(Arguments(classes=tmp_path / "classes", **options), CPU)["scores"]
+
+    both = diversity()
+    (tmp_path / "classes" / "0").rename(tmp_path / "other")
+    one = diversity()
+    assert one["mcsd"] > 3 * one["mocd"] > 0  # the distances are blurred across the border
+    assert both["mcsd"] == pytest.approx(one["mcsd"], rel=0.2) and both["mocd"] > 2 * one["mocd"]
+    (tmp_path / "other").rename(tmp_path / "classes" / "5")  # a class that no label map has
+    assert diversity() == pytest.approx(one, rel=1e-9)
+
+
+def worker(rank: int, root: Path, folder: Path) -> None:
+    dist.init_process_group("gloo", f"file://{folder}/store", world_size=2, rank=rank)
+    torch.set_num_threads(1)
+    report = evaluate(arguments(root, kid_subset_size=7), CPU)
+    (folder / f"{rank}.json").write_text(json.dumps(report))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_processes_equal_one(root, tmp_path):
+    mp.spawn(worker, (root, tmp_path), nprocs=2)
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert ranks[0] == ranks[1]
+    alone = evaluate(arguments(root, kid_subset_size=7), CPU)
+    assert ranks[0]["scores"] == pytest.approx(alone["scores"], rel=1e-6)
+    assert ranks[0]["protocol"] == json.loads(json.dumps(alone["protocol"]))
+
+
+def test_torchrun_and_workers(root, tmp_path):
+    given = ["--fake", root / "fake", "--real", root / "real", "--scores", "psnr", "--out", tmp_path / "scores.json"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "i2ifast.evaluate"]
+    done = subprocess.run([*command, *map(str, given)], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("psnr") == 1  # the first process speaks
+    found = json.loads((tmp_path / "scores.json").read_text())["scores"]
+    assert found == pytest.approx(evaluate(arguments(root, scores=("psnr",)), CPU)["scores"], rel=1e-12)
