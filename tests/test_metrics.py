@@ -231,6 +231,10 @@ def test_tensorflow_resize():
 def test_inception_is_the_published_network(tmp_path):
     torch.manual_seed(0)
     network = Inception()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.05, 0.2)
     state = network.state_dict()
     assert sum(p.numel() for p in network.parameters()) == 23_850_960  # torchvision's without side output, 1008 classes
     assert sum(key.endswith(".conv.weight") for key in state) == 94
@@ -250,6 +254,7 @@ def test_inception_is_the_published_network(tmp_path):
     loaded.Mixed_6e.register_forward_hook(lambda module, args, output: sizes.append(output.shape[1:]))
     loaded.Mixed_7c.register_forward_hook(lambda module, args, output: sizes.append(output.shape[1:]))
     found, logits = loaded(images(1))
+    assert torch.allclose(found, network.eval()(images(1))[0], rtol=1e-3)  # not folded
     assert sizes == [(288, 35, 35), (768, 17, 17), (2048, 8, 8)]
     assert torch.allclose(logits, found @ state["fc.weight"].T) and found.shape == (1, 2048)
 

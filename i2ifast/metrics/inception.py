@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from i2ifast.nn.vgg import read_state
 
@@ -38,6 +39,10 @@ class ConvNormRelu(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel, bias=False, **options)
         self.bn = nn.BatchNorm2d(outputs, eps=0.001)
+
+    def fold(self) -> None:
+        """Let the convolution do the normalisation of eval mode too."""
+        self.conv, self.bn = fuse_conv_bn_eval(self.conv, self.bn), nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.bn(self.conv(x)), inplace=True)
@@ -126,11 +131,10 @@ class Inception(nn.Module):
     """Features [N,2048] and logits without bias [N,1008] of images [N,3,H,W] uint8; state_dict keys of the original."""
 
     STEM = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "pool", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "pool")
-    BLOCKS = {
-        **{"Mixed_5b": block_a(32), "Mixed_5c": block_a(64), "Mixed_5d": block_a(64), "Mixed_6a": BLOCK_B},
-        **{"Mixed_6b": block_c(128), "Mixed_6c": block_c(160), "Mixed_6d": block_c(160), "Mixed_6e": block_c(192)},
-        **{"Mixed_7a": BLOCK_D, "Mixed_7b": block_e("average"), "Mixed_7c": block_e("maximum")},
-    }
+    BLOCKS = {f"Mixed_5{letter}": block_a(pooled) for letter, pooled in zip("bcd", (32, 64, 64), strict=True)}
+    BLOCKS |= {"Mixed_6a": BLOCK_B}
+    BLOCKS |= {f"Mixed_6{letter}": block_c(inner) for letter, inner in zip("bcde", (128, 160, 160, 192), strict=True)}
+    BLOCKS |= {"Mixed_7a": BLOCK_D, "Mixed_7b": block_e("average"), "Mixed_7c": block_e("maximum")}
 
     def __init__(self) -> None:
         super().__init__()
@@ -193,4 +197,7 @@ def inception(path: str | Path) -> nn.Module:
         except RuntimeError as error:
             first = " ".join(str(error).split())[:200]
             raise ValueError(f"{path}: not the FID Inception ({first} ...)") from error
+        for module in network.eval().modules():
+            if isinstance(module, ConvNormRelu):
+                module.fold()
     return network.eval().requires_grad_(False)
