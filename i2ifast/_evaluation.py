@@ -4,8 +4,10 @@ import itertools
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -57,8 +59,15 @@ NETWORKS = {
     "inception": "pt_inception-2015-12-05-6726825d.pth of pytorch-fid, or the same file of torch-fidelity, "
     "weights-inception-2015-12-05-6726825d.pth",
     "lpips": "alexnet-owt-7be5be79.pth or vgg16-397923af.pth of torchvision",
-    "segmentation": "a TorchScript file: images [N,3,H,W] in [0, 1] to logits [N,classes,h,w]",
+    "segmentation": "TorchScript, images [N,3,H,W] in [0, 1] to logits [N,classes,h,w]",
     "vgg": "vgg16-397923af.pth of torchvision",
+}
+
+LOADERS: dict[str, Callable[[Path], nn.Module]] = {
+    "inception": metrics.inception,
+    "lpips": metrics.LPIPS,
+    "segmentation": lambda file: torch.jit.load(file, "cpu"),
+    "vgg": lambda file: VGG(file, ("relu5_3",), imagenet),
 }
 
 
@@ -101,6 +110,15 @@ def gathered(values: Sequence[Tensor]) -> Tensor:
     return torch.cat(gather_all_tensors(own)) if dist.is_initialized() else own
 
 
+@contextmanager
+def naming(*files: Path) -> Iterator[None]:
+    """Put files in front of the message of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{', '.join(map(str, files))}: {error}") from error
+
+
 class Evaluation:
     """Scores as a command line asks for them. Processes share the files, and all of them get the same scores.
 
@@ -137,16 +155,11 @@ class Evaluation:
             file: Path = getattr(self.options, name)
             if not file.is_file():
                 raise FileNotFoundError(f"{file}: no such file; --{name} takes {NETWORKS[name]}")
-            if name == "inception":
-                network = metrics.inception(file)
-            elif name == "lpips":
-                network = metrics.LPIPS(file)
-            elif name == "vgg":
-                network = VGG(file, ("relu5_3",), imagenet)
-            elif metrics.is_torchscript(file):
-                network = torch.jit.load(file, "cpu")
-            else:
-                raise ValueError(f"{file}: not TorchScript; --{name} takes {NETWORKS[name]}")
+            try:
+                network = LOADERS[name](file)
+            except (RuntimeError, ValueError, LookupError, EOFError, UnpicklingError) as error:
+                reason = " ".join(str(error).removeprefix(f"{file}: ").split())[:200]
+                raise ValueError(f"{file}: {reason}; --{name} takes {NETWORKS[name]}") from error
             self.networks[name] = network.eval().to(self.device)
         return self.networks[name]
 
@@ -194,8 +207,9 @@ class Evaluation:
             if fake.shape != real.shape:
                 sizes = " and ".join(f"{images.size(3)}x{images.size(2)}" for images in (fake, real))
                 raise ValueError(f"{files[0][0]} and {files[0][1]}: {sizes} pixels; --size makes them one size")
-            for name in names:
-                values[name].append(functions[name](fake, real))
+            with naming(files[0][0]):
+                for name in names:
+                    values[name].append(functions[name](fake, real))
         found = {name: gathered(values[name]).mean().item() for name in names}
         return found | ({"rmse": math.sqrt(found["rmse"])} if "rmse" in found else {})
 
@@ -213,10 +227,8 @@ class Evaluation:
         count = min(map(len, features.values()))
         subset_size = min(options.kid_subset_size, count)
         if "fid" in names and count < fake.size(1):
-            self.notes.append(
-                f"fid: {count} images give no full covariance of {fake.size(1)} features; compare it only "
-                "with that of as many images"
-            )
+            what = f"{count} images give no full covariance of {fake.size(1)} features"
+            self.notes.append(f"fid: {what}; compare it with that of as many images only")
         if "kid" in names and subset_size < options.kid_subset_size:
             self.notes.append(f"kid: subsets of {subset_size} images, not of {options.kid_subset_size}")
 
@@ -252,21 +264,20 @@ class Evaluation:
         for seed, side in enumerate(("fake", "real")):
             files = self.files(side)
             done, sizes, patches = share(len(files)).start, [], []
-            for _, (images,) in self.batches([(file,) for file in files], (self.image,)):
-                patches.append(metrics.patch_descriptors(images, done, seed))
+            for rows, (images,) in self.batches([(file,) for file in files], (self.image,)):
+                with naming(rows[0][0]):
+                    patches.append(metrics.patch_descriptors(images, done, seed))
                 sizes += [images.new_tensor(images.shape[2:], dtype=torch.long)[None]]
                 done += len(images)
             found = gathered(sizes).unique(dim=0)
             if len(found) > 1:
-                raise ValueError(
-                    f"{getattr(self.options, side)}: images of {len(found)} sizes; swd takes one, see --size"
-                )
+                folder = getattr(self.options, side)
+                raise ValueError(f"{folder}: images of {len(found)} sizes; swd takes one, see --size")
             for level in patches[0]:
                 levels.setdefault(level, []).append(gathered([each[level] for each in patches]))
         if any(len(sets) < 2 for sets in levels.values()):
-            raise ValueError(
-                f"{self.options.fake} and {self.options.real}: images of two sizes; swd takes one, see --size"
-            )
+            folders = f"{self.options.fake} and {self.options.real}"
+            raise ValueError(f"{folders}: images of two sizes; swd takes one, see --size")
         scores = {f"swd_{level}": metrics.sliced_wasserstein(*sets) for level, sets in levels.items()}
         return {"swd": sum(scores.values()) / len(scores)} | scores
 
@@ -276,10 +287,8 @@ class Evaluation:
         fakes = self.files("fake")
         rows = list(zip(fakes, self.partners(fakes, "labels"), strict=True))
         for files, (images, labels) in self.batches(rows, (self.image, read_labels)):
-            try:
+            with naming(*(label for _, label in files)):
                 total.append(metrics.confusion(network, images / 255, labels)[None])
-            except ValueError as error:
-                raise ValueError(f"{', '.join(str(label) for _, label in files)}: {error}") from error
         matrix = gathered(total).sum(0)
         found = {"miou": metrics.mean_iou(matrix), "accuracy": metrics.pixel_accuracy(matrix)}
         return {name: found[name] for name in names}

@@ -126,17 +126,13 @@ def test_infinite_scores_are_words_in_the_file(root):
     assert report["scores"] == {"psnr": "inf"} and json.dumps(report, allow_nan=False)
 
 
-def write_other_size(root: Path, folder: Path) -> None:
-    for index in range(COUNT):
-        save(folder / f"{index}.png", np.zeros((32, 30 if index == 7 else 32, 3), np.uint8))
-
-
 def test_errors_name_files(root, tmp_path):
     def error(match: str, **given) -> None:
         with pytest.raises((ValueError, FileNotFoundError), match=match):
             evaluate(arguments(root, **given), CPU)
 
-    write_other_size(root, tmp_path / "sizes")
+    for index in range(COUNT):
+        save(tmp_path / "sizes" / f"{index}.png", np.zeros((32, 30 if index == 7 else 32, 3), np.uint8))
     error(r"7_labelIds.png and .*sizes/7.png: 32x32 and 30x32", scores=("ssim",), real=tmp_path / "sizes")
     error("sizes: images of 2 sizes; swd", scores=("swd",), real=tmp_path / "sizes")
     (tmp_path / "sizes" / "3.png").unlink()
@@ -147,7 +143,15 @@ def test_errors_name_files(root, tmp_path):
     error("labels/0.png: label 7: .* 0 to 1", scores=("miou",), fake=tmp_path / "one", labels=tmp_path / "labels")
     error("none.pth: no such file; --inception takes pt_inception", scores=("fid",), inception=tmp_path / "none.pth")
     (tmp_path / "text").write_text("no network")
-    error("text: not TorchScript", scores=("miou",), segmentation=tmp_path / "text")
+    error("text: .*; --segmentation takes TorchScript", scores=("miou",), segmentation=tmp_path / "text")
+    error("text: .*; --inception takes pt_inc", scores=("fid",), inception=tmp_path / "text")
+    error("text: .*; --lpips takes alexnet", scores=("lpips",), lpips=tmp_path / "text")
+    torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    error("other.pth: .*; --vgg takes vgg16", scores=("dipd",), vgg=tmp_path / "other.pth")
+    save(tmp_path / "small" / "0.png", np.zeros((8, 8, 3), np.uint8))
+    small = {name: tmp_path / "small" for name in ("fake", "real")}
+    error("small/0.png: images of 8x8: SSIM takes at least 11", scores=("ssim",), **small)
+    error("small/0.png: images of 8x8: SWD takes at least 16", scores=("swd",), **small)
     error("no score to compute: lpips needs --lpips", scores=("lpips",))
     error("nearest_k is 0", nearest_k=0)
 

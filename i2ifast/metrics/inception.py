@@ -17,8 +17,10 @@ from i2ifast.nn.vgg import read_state
 
 SIDE = 299  # of the images that the network takes
 
-Conv = tuple[str, int, int | tuple[int, int]] | tuple[str, int, int, int]  # name, channels, kernel, stride
-Steps = Sequence["str | Conv | Sequence[Conv]"]  # poolings and convolutions; two convolutions of one input are joined
+# Name, channels and kernel of a convolution, and 2 where that is its stride.
+Conv = tuple[str, int, int | tuple[int, int]] | tuple[str, int, int, int]
+# "average" or "maximum" pooling and convolutions, one after another; some in brackets share an input and are joined.
+Steps = Sequence["str | Conv | Sequence[Conv]"]
 
 
 def tensorflow_resize(images: Tensor, side: int = SIDE) -> Tensor:
@@ -49,12 +51,12 @@ class ConvNormRelu(nn.Module):
 
 
 class Branches(nn.Module):
-    """Paths over one input, side by side. Convolutions of stride 2 and the pooling beside them have no padding."""
+    """Steps over one input, side by side. Convolutions of stride 2 and the pooling beside them have no padding."""
 
     def __init__(self, inputs: int, paths: Sequence[Steps]) -> None:
         super().__init__()
         self.paths, self.stride = paths, 1
-        self.outputs = 0
+        self.outputs = 0  # channels of all paths
         for path in paths:
             channels = inputs
             for step in path:
@@ -151,7 +153,6 @@ class Inception(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         x = (tensorflow_resize(images.float()) - 128) / 128
-        x = x.contiguous(memory_format=torch.channels_last)
         for name in (*self.STEM, *self.BLOCKS):
             x = F.max_pool2d(x, 3, 2) if name == "pool" else self.get_submodule(name)(x)
         features = x.mean((2, 3))

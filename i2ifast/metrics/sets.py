@@ -1,5 +1,7 @@
 """Scores of two sets of images by their features, FID, KID, IS, precision, recall, density and coverage. In float64.
 
+Subsets and splits are drawn as torch-fidelity draws them, so that KID and IS too are its numbers.
+
 Heusel et al. GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium. NeurIPS 2017 (FID).
 Binkowski et al. Demystifying MMD GANs. ICLR 2018 (KID).
 Salimans et al. Improved Techniques for Training GANs. NeurIPS 2016 (IS).
@@ -14,7 +16,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 
 ROWS = 1024  # features at a time
-SEED = 2020  # of subsets and splits: with it they are those of torch-fidelity
+SEED = 2020  # torch-fidelity's
 
 
 class _Given(nn.Identity):
