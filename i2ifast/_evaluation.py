@@ -2,7 +2,7 @@
 
 import itertools
 import math
-import sys
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -182,8 +182,10 @@ class Evaluation:
     def batches(self, rows: Sequence[Row], readers: Sequence[Reader]) -> Iterator[tuple[list[Row], list[Tensor]]]:
         """This process's share of the rows with what is in them, stacked where neighbours are of one size."""
         rows = [rows[index] for index in share(len(rows))]
-        workers = self.options.workers
-        context = "forkserver" if workers and sys.platform == "linux" else None
+        workers, context = self.options.workers, None
+        if workers and "forkserver" in multiprocessing.get_all_start_methods():
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload([__name__])  # imported once, not by every worker
         loader = DataLoader(Rows(rows, readers), None, num_workers=workers, multiprocessing_context=context)
         read = zip(rows, loader, strict=True)
         for _, group in itertools.groupby(read, lambda item: [tensor.shape for tensor in item[1]]):
