@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from i2ifast import metrics
 from i2ifast.evaluate import Arguments, evaluate, main
+from i2ifast.nn.vgg import VGG, imagenet, positions_of
 
 CPU = torch.device("cpu")
 COUNT = 12
@@ -164,6 +165,22 @@ def alexnet(path: Path) -> None:
         state[f"features.{number}.weight"] = 0.05 * torch.randn(shape, generator=draw)
         state[f"features.{number}.bias"] = torch.zeros(shape[0])
     torch.save(state, path)
+
+
+def test_perceptual_scores_of_pairs(root, tmp_path):
+    alexnet(tmp_path / "alexnet.pth")
+    state, channels = {}, 3
+    for number in positions_of(16):
+        state[f"features.{number}.weight"] = 0.5 * torch.randn(4, channels, 3, 3)
+        state[f"features.{number}.bias"], channels = torch.zeros(4), 4
+    torch.save(state, tmp_path / "vgg.pth")
+    given = {"lpips": tmp_path / "alexnet.pth", "vgg": tmp_path / "vgg.pth"}
+    found = evaluate(arguments(root, scores=("lpips", "dipd"), **given), CPU)["scores"]
+    fake, real = read(root / "fake"), read(root / "real")
+    lpips, vgg = metrics.LPIPS(given["lpips"]), VGG(given["vgg"], ("relu5_3",), imagenet)
+    assert found["lpips"] == pytest.approx(lpips(fake / 127.5 - 1, real / 127.5 - 1).mean().item(), rel=1e-5)
+    dipd = metrics.domain_invariant_distance(vgg, fake / 255, real / 255).mean().item()
+    assert found["dipd"] == pytest.approx(dipd, rel=1e-4)
 
 
 def test_diversity_of_classes(tmp_path):
