@@ -22,6 +22,7 @@ MAY = {
     "labels": {"ops"},
     "nn": {"_backend", "ops", "labels"},
     "data": {"labels"},
+    "metrics": {"nn", "ops"},
     "models": {"nn", "ops", "labels", "_backend"},
     "testing": {"ops"},
     "_report": {"_backend", "kernels", "ops", ""},
