@@ -25,6 +25,8 @@ from ._blocks import numbered, reset
 from ._originals import load_strictly
 from ._system import Adam, Batch, Phase
 
+STRIDE = 8  # pixels of an image to one of its deepest features
+
 
 @dataclass
 class Config:
