@@ -117,8 +117,9 @@ def decoder(channels: int) -> nn.Sequential:
 def coral(source: Tensor, target: Tensor) -> Tensor:
     """Images [N,3,H,W] with the colours of others [N,3,H',W']: their means, deviations and correlations.
 
-    With pixels x normalised by channel, y = root(target) root(source)^-1 x, root(x)^2 = x x^T + 1, and then
-    denormalised as the target.
+    With pixels x of the source and y of the target, each normalised by channel, and C their covariance,
+    root(C(y)) root(C(x))^-1 x, denormalised as the target. C(x) = count(y) / count(x) * x x^T + 1: the original leaves
+    out that factor, by which contrasts would depend on the sizes of both.
     """
 
     def normalised(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -127,7 +128,8 @@ def coral(source: Tensor, target: Tensor) -> Tensor:
         return (pixels - mean) / std.clamp_min(1e-12), mean, std
 
     def power(pixels: Tensor, exponent: float) -> Tensor:
-        values, vectors = torch.linalg.eigh(pixels @ pixels.mT + torch.eye(3, device=pixels.device))
+        products = y.size(2) / pixels.size(2) * pixels @ pixels.mT
+        values, vectors = torch.linalg.eigh(products + torch.eye(3, device=pixels.device))
         return (vectors * values[:, None] ** exponent) @ vectors.mT
 
     (x, _, _), (y, mean, std) = normalised(source), normalised(target)
