@@ -127,13 +127,13 @@ def coral(source: Tensor, target: Tensor) -> Tensor:
         mean, std = pixels.mean(2, keepdim=True), pixels.std(2, keepdim=True)
         return (pixels - mean) / std.clamp_min(1e-12), mean, std
 
-    def power(pixels: Tensor, exponent: float) -> Tensor:
-        products = y.size(2) / pixels.size(2) * pixels @ pixels.mT
-        values, vectors = torch.linalg.eigh(products + torch.eye(3, device=pixels.device))
+    def power(products: Tensor, exponent: float) -> Tensor:
+        values, vectors = torch.linalg.eigh(products + torch.eye(3, device=products.device))
         return (vectors * values[:, None] ** exponent) @ vectors.mT
 
     (x, _, _), (y, mean, std) = normalised(source), normalised(target)
-    return (power(y, 0.5) @ power(x, -0.5) @ x * std + mean).view(source.shape).to(source.dtype)
+    whiten, colour = power(y.size(2) / x.size(2) * x @ x.mT, -0.5), power(y @ y.mT, 0.5)
+    return (colour @ whiten @ x * std + mean).view(source.shape).to(source.dtype)
 
 
 class System(_system.System):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from i2ifast.nn import BatchNormAct
 
 from . import _system
-from ._blocks import numbered, pad_to, reset
+from ._blocks import pad_to, reset
 from ._losses import cross_entropy
 from ._originals import load_strictly
 from ._system import Adam, Batch, Phase, every
@@ -68,7 +68,7 @@ class Config:
 
 # fmt: off
 PRESETS: dict[str, dict[str, Any]] = {
-    "edges2shoes":  dict(base_channels=64, extra_layers=False),
+    "default":      dict(base_channels=64, extra_layers=False),
     "extra_layers": dict(base_channels=64, extra_layers=True),
     "tiny":         dict(base_channels=4,  extra_layers=False, gan_curriculum=2),
 }
@@ -80,28 +80,25 @@ class Generator(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        widths = [config.base_channels << i for i in range(LEVELS)]
-        layers: dict[int, nn.Module] = {0: nn.Conv2d(3, widths[0], 4, 2, 1, bias=False), 1: nn.LeakyReLU(0.2)}
-        at = 2
-
-        def normed(conv: nn.Module, fout: int, act: str | float) -> None:
-            nonlocal at
-            layers.update({at: conv, at + 1: BatchNormAct(fout, act)})
-            at += 3
-
+        widths, code = [config.base_channels << i for i in range(LEVELS)], config.latent_channels
+        layers = [nn.Conv2d(3, widths[0], 4, 2, 1, bias=False), nn.LeakyReLU(0.2)]
         for fin, fout in pairwise(widths):
-            normed(nn.Conv2d(fin, fout, 4, 2, 1, bias=False), fout, 0.2)
+            layers += normed(nn.Conv2d(fin, fout, 4, 2, 1, bias=False), 0.2)
         if config.extra_layers:
-            code = config.latent_channels
-            normed(nn.Conv2d(widths[-1], code, 4, bias=False), code, 0.2)
-            normed(nn.ConvTranspose2d(code, widths[-1], 4, bias=False), widths[-1], "relu")
+            layers += normed(nn.Conv2d(widths[-1], code, 4, bias=False), 0.2)
+            layers += normed(nn.ConvTranspose2d(code, widths[-1], 4, bias=False), "relu")
         for fin, fout in pairwise(reversed(widths)):
-            normed(nn.ConvTranspose2d(fin, fout, 4, 2, 1, bias=False), fout, "relu")
-        layers |= {at: nn.ConvTranspose2d(widths[0], 3, 4, 2, 1, bias=False), at + 1: nn.Sigmoid()}
-        self.main = numbered(layers)
+            layers += normed(nn.ConvTranspose2d(fin, fout, 4, 2, 1, bias=False), "relu")
+        layers += [nn.ConvTranspose2d(widths[0], 3, 4, 2, 1, bias=False), nn.Sigmoid()]
+        self.main = nn.Sequential(*layers)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.main(images)
+
+
+def normed(conv: nn.Conv2d | nn.ConvTranspose2d, act: str | float) -> list[nn.Module]:
+    """With its norm, which has the activation: that leaves the number of a layer free."""
+    return [conv, BatchNormAct(conv.out_channels, act), nn.Identity()]
 
 
 class Discriminator(nn.Module):
