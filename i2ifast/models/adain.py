@@ -83,7 +83,7 @@ class Encoder(nn.Sequential):
         widths = {2: (3, c), 5: (c, c), 9: (c, 2 * c), 12: (2 * c, 2 * c), 16: (2 * c, 4 * c)}
         widths |= {at: (4 * c, 4 * c) for at in (19, 22, 25)} | {29: (4 * c, 8 * c)}
         for at, width in widths.items():
-            layers |= {at: conv(*width), at + 1: nn.ReLU()}
+            layers |= {at: conv(*width), at + 1: nn.ReLU(inplace=True)}
         super().__init__(OrderedDict((str(at), layers[at]) for at in sorted(layers)))
         self.requires_grad_(False)
 
@@ -110,7 +110,7 @@ def decoder(channels: int) -> nn.Sequential:
     layers |= {at: conv(4 * c, 4 * c) for at in (8, 11)}
     layers |= {14: conv(4 * c, 2 * c), 18: conv(2 * c, 2 * c, upsample=True)}
     layers |= {21: conv(2 * c, c), 25: conv(c, c, upsample=True)}
-    layers |= {at + 1: nn.ReLU() for at in layers}
+    layers |= {at + 1: nn.ReLU(inplace=True) for at in layers}
     return numbered({at: layers[at] for at in sorted(layers)} | {28: conv(c, 3)})
 
 

@@ -1,7 +1,7 @@
 """CoGAN: pairs of small grey images, one of each of two domains, drawn together though learned without pairs.
 
-An image is translated by finding the pair whose one half it is: the code is fitted by gradient descent, as the paper
-does it. Images are those of digits, 28 x 28.
+An image is translated by searching for the pair whose one half comes closest to it, by gradient descent on the code.
+Images are those of digits, 28 x 28.
 Liu, Tuzel. Coupled Generative Adversarial Networks. NeurIPS 2016.
 """
 
@@ -164,9 +164,9 @@ class System(_system.System):
     def translate(
         self, batch: Batch, direction: Literal["AtoB", "BtoA"] = "AtoB", steps: int = 200
     ) -> dict[str, Tensor]:
-        """{"fake": `a` [N,1,28,28] in domain b, [N,3,28,28]}, or `b` in domain a.
+        """{"fake": `a` [N,1,28,28] in domain b, three times the same channel}, or `b` in domain a.
 
-        The other half of the pair nearest to the image that `steps` of Adam find.
+        It is the other half of the pair that `steps` of Adam find for the image.
         """
         source = "AB".index(direction[0])
         images = batch["ab"[source]]

@@ -104,7 +104,7 @@ class Dropout(nn.Module):
     """x with half of its elements, drawn by `rand`, set to zero and the others doubled, in training."""
 
     def forward(self, x: Tensor, rand: Rand) -> Tensor:
-        return x * (2 * (rand(x.shape, x) < 0.5)) if self.training else x
+        return torch.where(rand(x.shape, x) < 0.5, 2 * x, 0) if self.training else x
 
 
 class ResnetBlock(nn.Module):
@@ -250,8 +250,8 @@ class System(_system.System):
                 nn.init.xavier_normal_(module.weight, 0.02)
 
     def decay(self, epoch: int) -> float:
-        """1 until the epoch `niter` - 1, then a line."""
-        return 1 - max(0, epoch + 1 - self.config.niter) / (self.config.niter_decay + 1)
+        """1 until the epoch `niter` - 1, then a line to 0."""
+        return max(0.0, 1 - max(0, epoch + 1 - self.config.niter) / (self.config.niter_decay + 1))
 
     def generate(self, images: Tensor, turned: Tensor) -> tuple[Tensor, Tensor]:
         """Images [N,C,H,W] and turned ones in domain B; a generator that they share runs once."""
