@@ -199,9 +199,10 @@ class Case:
         return found
 
     def noise(self, prefix: str) -> Iterator[Tensor]:
-        """Noise whose names start with `prefix`, in draw order."""
+        """Noise whose names start with `prefix`, in draw order; of dropout (keepP) what is compared with P."""
         draws = [draw for draw in self.meta["noise"] if draw["name"].startswith(prefix)]
-        return iter([INPUTS[draw["dist"]](draw["name"], draw["shape"]) for draw in draws])
+        kinds = [re.sub("^keep.*", "uniform", draw["dist"]) for draw in draws]
+        return iter([INPUTS[kind](draw["name"], draw["shape"]) for kind, draw in zip(kinds, draws, strict=True)])
 
     def tolerance(self, name: str, least: float = 1e-4) -> float:
         """Relative tolerance of what is recorded under `name`: from how much rounding moves it in the original.

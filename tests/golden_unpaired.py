@@ -96,20 +96,54 @@ def batch_of(case: Case, requires_grad: bool = False) -> Batch:
     return {side: case.inputs(f"in.x_{side}")[""].requires_grad_(requires_grad) for side in "ab"}
 
 
-def run_phase(system: System, phase: Phase, batch: Batch, names: Names) -> Found:
-    """Backward of a phase: its terms and totals, under the original's names."""
+def backward(system: System, phase: Phase, batch: Batch) -> Found:
+    """Backward of a phase: its terms."""
     system.freeze_all_but(phase)
     terms = phase.loss(batch)
-    total = sum(terms.values())
-    total.backward()
-    values = {}
+    sum(terms.values()).backward()
+    return {name: term.detach() for name, term in terms.items()}
+
+
+def run_phase(system: System, phase: Phase, batch: Batch, names: Names) -> Found:
+    """Backward of a phase: its terms and totals, under the original's names."""
+    terms, values = backward(system, phase, batch), {}
     for name, term in terms.items():
         (option,) = (option for start, option in names.weights.items() if name.startswith(start))
-        values[name] = term.detach() / getattr(system.config, option)
+        values[name] = term / getattr(system.config, option)
     for side in "AB":
-        of_side = [term.detach() for name, term in terms.items() if name.endswith(side)]
+        of_side = [term for name, term in terms.items() if name.endswith(side)]
         values |= {f"{phase.name}_loss_{side}": sum(of_side)} if of_side else {}
-    return {**values, names.totals[phase.name]: total.detach()}
+    return {**values, names.totals[phase.name]: sum(terms.values())}
+
+
+def gradients(system: System, phase: Phase, mode: str) -> Found:
+    """Gradients of what a phase trains."""
+    return {f"grad.{mode}.{net}.{key}": p.grad for net in phase.nets for key, p in system.nets[net].named_parameters()}
+
+
+def optimizers(system: System) -> dict[str, torch.optim.Optimizer]:
+    """The phases' optimizers, by name."""
+    found = {}
+    for phase in system.phases:
+        parameters = [p for net in phase.nets for p in system.nets[net].parameters()]
+        own = phase.optimizer.kind(parameters, **vars(phase.optimizer))
+        found[phase.name] = found[phase.shares] if phase.shares else own
+    return found
+
+
+def after(system: System) -> Found:
+    """The state of the networks after training."""
+    found: Found = {}
+    for name, net in system.nets.items():
+        found |= {f"traj.after.{name}.{key}": value for key, value in net.state_dict().items()}
+        found |= {f"post.train.{name}.{key}": value.clone() for key, value in net.named_buffers()}
+    return found
+
+
+def series_of(steps: Sequence[Found]) -> Found:
+    """What each step found, as recorded series."""
+    names = dict.fromkeys(name for step in steps for name in step)
+    return {f"traj.{name}": torch.stack([step[name] for step in steps if name in step]) for name in names}
 
 
 def run_phases(system: System, case: Case, mode: str, names: Names) -> Found:
@@ -122,8 +156,7 @@ def run_phases(system: System, case: Case, mode: str, names: Names) -> Found:
         found |= {
             f"{names.losses(phase)}{name}": value for name, value in run_phase(system, phase, batch, names).items()
         }
-        for net in phase.nets:
-            found |= {f"grad.{mode}.{net}.{key}": p.grad for key, p in system.nets[net].named_parameters()}
+        found |= gradients(system, phase, mode)
     assert next(noise, None) is None, "noise was left over"
     return found | {f"grad.{mode}.in.x_{side}": images.grad for side, images in batch.items()}
 
@@ -132,29 +165,20 @@ def run_training(system: System, case: Case, iterations: int, names: Names) -> F
     """Iterations on one batch: series of terms and learning rates, and the state of the networks afterwards."""
     noise = feed_noise(system, case, "noise.")
     system.train()
-    adams = {}
-    for phase in system.phases:
-        parameters = [p for net in phase.nets for p in system.nets[net].parameters()]
-        adams[phase.name] = phase.optimizer.kind(parameters, **vars(phase.optimizer))
-    series: dict[str, list[Tensor]] = {}
+    adams, steps = optimizers(system), []
     for step in range(iterations):
-        rate = system.rate(step)
+        rate, found = system.rate(step), {}
         for phase in system.phases:
             adam = adams[phase.name]
             adam.param_groups[0]["lr"] = phase.optimizer.lr * rate
             adam.zero_grad()
-            for name, value in run_phase(system, phase, batch_of(case), names).items():
-                series.setdefault(f"traj.{name}", []).append(value)
+            found |= run_phase(system, phase, batch_of(case), names)
             adam.step()
             if phase.after is not None:
                 phase.after()
-        series.setdefault("traj.lr", []).append(torch.tensor(phase.optimizer.lr * rate))
+        steps.append(found | {"lr": torch.tensor(phase.optimizer.lr * rate)})
     assert next(noise, None) is None, "noise was left over"
-    found: Found = {name: torch.stack(values) for name, values in series.items()}
-    for name, net in system.nets.items():
-        found |= {f"traj.after.{name}.{key}": value for key, value in net.state_dict().items()}
-        found |= {f"post.train.{name}.{key}": value for key, value in net.named_buffers()}
-    return found
+    return series_of(steps) | after(system)
 
 
 @contextmanager

@@ -34,7 +34,7 @@ def exemplar_batch(config: Any, size: tuple[int, int], n: int = 2) -> Batch:
 def unpaired_batch(config: Any, size: tuple[int, int], n: int = 2) -> Batch:
     """Images of two domains."""
     g = torch.Generator().manual_seed(0)
-    return {side: torch.rand((n, 3, *size), generator=g) * 2 - 1 for side in "ab"}
+    return {side: torch.rand((n, getattr(config, "input_nc", 3), *size), generator=g) * 2 - 1 for side in "ab"}
 
 
 def inpainting_batch(config: Any, size: tuple[int, int], n: int = 2) -> Batch:
@@ -54,6 +54,7 @@ BATCHES: dict[str, Callable[..., Batch]] = {
 OF_LABELS = [name for name in models.names() if models.system(name).data == "labels"]
 # Systems of other data have test files of their own, for what is asked of all here.
 NAMES = [name for name in models.names() if models.system(name).data in BATCHES]
+ONE_SIZE = ["cogan"]  # whose networks take no other images than those of their training
 
 
 def tiny(name: str, **options: Any) -> System:
@@ -95,7 +96,7 @@ def test_a_phase_updates_its_networks_and_no_other(name: str) -> None:
         assert changed == set(phase.nets)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ONE_SIZE])
 @pytest.mark.parametrize("size", [(64, 128), (50, 70), (33, 129)])
 def test_translate_keeps_any_size(name: str, size: tuple[int, int]) -> None:
     system = settled(name)

@@ -82,9 +82,15 @@ def adain(
     """
     # sqrt(k var + eps) = sqrt(k) sqrt(var + eps / k): the unbiased variance of x as a biased one with another eps.
     k = _unbiased(x, repeats)
-    mean, var = moments(style)
-    scale = (var * _unbiased(style) + eps).sqrt() / k**0.5
-    return modulate_style(x, alpha * torch.cat([scale, mean], 1), instance_statistics(x, eps / k), act, 1 - alpha)
+    mean, deviation = mean_and_deviation(style, eps)
+    style = alpha * torch.cat([deviation / k**0.5, mean], 1)
+    return modulate_style(x, style, instance_statistics(x, eps / k), act, 1 - alpha)
+
+
+def mean_and_deviation(x: Tensor, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
+    """Mean and sqrt(unbiased variance + eps) of every plane of x [N, C, H, W]: [N, C] each."""
+    mean, var = moments(x)
+    return mean, (var * _unbiased(x) + eps).sqrt()
 
 
 def _unbiased(x: Tensor, repeats: int = 1) -> float:

@@ -1,0 +1,304 @@
+"""GcGAN: translation one way without pairs, which has to commute with a rotation or a flip of the image.
+
+Fu, Gong, Wang, Batmanghelich, Zhang, Tao. Geometry-Consistent Generative Adversarial Networks for One-Sided
+Unsupervised Domain Mapping. CVPR 2019.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from i2ifast.nn import InstanceNormAct
+
+from . import _system
+from ._blocks import numbered, pad_to, reflecting, reset
+from ._losses import cross_entropy, least_squares
+from ._originals import load_nets
+from ._pool import ImagePool
+from ._system import Adam, Batch, Phase
+
+Rand = Callable[..., Tensor]  # (shape, like) -> uniform numbers
+BLOCKS = {"resnet_6blocks": 6, "resnet_9blocks": 9}
+LEVELS = {"unet_128": 7, "unet_256": 8}
+# A map of images and its inverse: 90 degrees clockwise and back, or upside down.
+GEOMETRIES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "rot": (lambda x: x.rot90(-1, (2, 3)), lambda x: x.rot90(1, (2, 3))),
+    "vf": (lambda x: x.flip(2), lambda x: x.flip(2)),
+}
+
+
+@dataclass
+class Config:
+    """Options of the original, its `no_dropout` and `no_lsgan` turned positive."""
+
+    model: Literal["gc_gan_share", "gc_gan_cross"] = "gc_gan_share"  # one generator for images as they are and turned
+    geometry: Literal["rot", "vf"] = "rot"
+    which_model_netG: Literal["resnet_6blocks", "resnet_9blocks", "unet_128", "unet_256"] = "resnet_9blocks"
+    input_nc: int = 3
+    output_nc: int = 3
+    ngf: int = 64
+    ndf: int = 64
+    n_layers_D: int = 3
+    dropout: bool = True
+    lsgan: bool = True  # least squares; else cross entropy
+    fineSize: int = 256
+    loadSize: int = 288
+    lambda_AB: float = 10.0
+    lambda_gc: float = 2.0
+    lambda_G: float = 1.0
+    identity: float = 0.5
+    pool_size: int = 50
+    lr: float = 2e-4
+    beta1: float = 0.5
+    niter: int = 100  # epochs with the full learning rate
+    niter_decay: int = 100  # and of a line towards zero
+
+    def __post_init__(self) -> None:
+        known = {"model": ("gc_gan_share", "gc_gan_cross"), "geometry": GEOMETRIES, "which_model_netG": BLOCKS | LEVELS}
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(values)}")
+        if self.fineSize % self.stride:
+            raise ValueError(f"fineSize {self.fineSize}: {self.which_model_netG} takes multiples of {self.stride}")
+        if self.identity and self.input_nc != self.output_nc:
+            raise ValueError(f"identity {self.identity}: needs as many channels of both domains")
+
+    @property
+    def stride(self) -> int:
+        """Image sizes that the generator takes are multiples of it."""
+        return 4 if self.which_model_netG in BLOCKS else 1 << LEVELS[self.which_model_netG]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of training images."""
+        return self.fineSize, self.fineSize
+
+    @classmethod
+    def from_original(cls, options: dict[str, Any]) -> "Config":
+        """From the original's option names and values; ValueError for a network this system does not have."""
+        for name, value in {"which_model_netD": "basic", "norm": "instance", "lr_policy": "lambda"}.items():
+            if options.get(name, value) != value:
+                raise ValueError(f"{name} {options[name]!r}: only {value!r} is supported")
+        positive = {name: not options[f"no_{name}"] for name in ("dropout", "lsgan") if f"no_{name}" in options}
+        return cls(**positive, **{field.name: options[field.name] for field in fields(cls) if field.name in options})
+
+
+# fmt: off
+PRESETS: dict[str, dict[str, Any]] = {
+    "default":       dict(),
+    "city2parsing":  dict(which_model_netG="resnet_6blocks", fineSize=128, loadSize=144, identity=0.5),
+    "parsing2city":  dict(which_model_netG="resnet_6blocks", fineSize=128, loadSize=144, identity=0.3),
+    "tiny":          dict(which_model_netG="resnet_6blocks", fineSize=32,  loadSize=36,  ngf=4, ndf=4, n_layers_D=2,
+                          pool_size=4),
+}
+# fmt: on
+
+
+class Dropout(nn.Module):
+    """x with half of its elements, drawn by `rand`, set to zero and the others doubled, in training."""
+
+    def forward(self, x: Tensor, rand: Rand) -> Tensor:
+        return torch.where(rand(x.shape, x) < 0.5, 2 * x, 0) if self.training else x
+
+
+class ResnetBlock(nn.Module):
+    """x + norm(conv(dropout(relu(norm(conv(x)))))) with reflection padding."""
+
+    def __init__(self, channels: int, dropout: bool) -> None:
+        super().__init__()
+        first, second = (reflecting(channels, channels, 3, bias=True) for _ in range(2))
+        layers = {1: first, 2: InstanceNormAct(channels), 5: second, 6: InstanceNormAct(channels, "none")}
+        if dropout:
+            layers = {1: first, 2: layers[2], 4: Dropout(), 6: second, 7: layers[6]}
+        self.conv_block = numbered(layers)
+
+    def forward(self, x: Tensor, rand: Rand) -> Tensor:
+        return x + run(self.conv_block, x, rand)
+
+
+class ResnetGenerator(nn.Module):
+    """Images [N,C,H,W] to images in [-1, 1]; H and W are multiples of 4."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        n, count = config.ngf, BLOCKS[config.which_model_netG]
+        layers: dict[int, nn.Module] = {1: reflecting(config.input_nc, n, 7, bias=True), 2: InstanceNormAct(n)}
+        for at, fin in ((4, n), (7, 2 * n)):
+            layers |= {at: nn.Conv2d(fin, 2 * fin, 3, 2, 1), at + 1: InstanceNormAct(2 * fin)}
+        layers |= {10 + i: ResnetBlock(4 * n, config.dropout) for i in range(count)}
+        for at, fin in ((10 + count, 4 * n), (13 + count, 2 * n)):
+            up = nn.ConvTranspose2d(fin, fin // 2, 3, 2, 1, output_padding=1)
+            layers |= {at: up, at + 1: InstanceNormAct(fin // 2)}
+        self.model = numbered(
+            {**layers, 17 + count: reflecting(n, config.output_nc, 7, bias=True), 18 + count: nn.Tanh()}
+        )
+
+    def forward(self, images: Tensor, rand: Rand) -> Tensor:
+        return run(self.model, images, rand)
+
+
+class UnetBlock(nn.Module):
+    """A level of a U-net: half the size, the levels below, the size again, and x itself beside that.
+
+    The activation on the way down works in place in the original, which the one on the way up makes up for.
+    """
+
+    def __init__(self, outer: int, inner: int, below: nn.Module | None, dropout: bool = False) -> None:
+        super().__init__()
+        down, wide = nn.Conv2d(outer, inner, 4, 2, 1), inner * (1 if below is None else 2)
+        up = nn.ConvTranspose2d(wide, outer, 4, 2, 1)
+        layers: dict[int, nn.Module] = {0: nn.LeakyReLU(0.2), 1: down}
+        if below is None:
+            layers |= {2: nn.ReLU(), 3: up, 4: InstanceNormAct(outer, "none")}
+        else:
+            layers |= {2: InstanceNormAct(inner, "none"), 3: below, 4: nn.ReLU(), 5: up}
+            layers |= {6: InstanceNormAct(outer, "none")} | ({7: Dropout()} if dropout else {})
+        self.model = numbered(layers)
+
+    def forward(self, x: Tensor, rand: Rand) -> Tensor:
+        return torch.cat([x, run(self.model, x, rand)], 1)
+
+
+class UnetGenerator(nn.Module):
+    """Images [N,C,H,W] to images in [-1, 1]; H and W are multiples of 128 or 256."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        n, levels = config.ngf, LEVELS[config.which_model_netG]
+        block = UnetBlock(8 * n, 8 * n, None)
+        for _ in range(levels - 5):
+            block = UnetBlock(8 * n, 8 * n, block, config.dropout)
+        for outer in (4 * n, 2 * n, n):
+            block = UnetBlock(outer, 2 * outer, block)
+        down = nn.Conv2d(config.input_nc, n, 4, 2, 1)
+        up = nn.ConvTranspose2d(2 * n, config.output_nc, 4, 2, 1)
+        self.model = nn.Module()
+        self.model.model = numbered({0: down, 1: block, 2: nn.ReLU(), 3: up, 4: nn.Tanh()})
+
+    def forward(self, images: Tensor, rand: Rand) -> Tensor:
+        return run(self.model.model, images, rand)
+
+
+def run(layers: nn.Sequential, x: Tensor, rand: Rand) -> Tensor:
+    """The layers one after the other; those that draw are given `rand`."""
+    for layer in layers:
+        x = layer(x, rand) if isinstance(layer, Dropout | ResnetBlock | UnetBlock) else layer(x)
+    return x
+
+
+class PatchDiscriminator(nn.Module):
+    """Images to logits of overlapping patches."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        widths = [config.output_nc, *(config.ndf << min(i, 3) for i in range(config.n_layers_D + 1))]
+        layers: dict[int, nn.Module] = {0: nn.Conv2d(widths[0], widths[1], 4, 2, 1), 1: nn.LeakyReLU(0.2)}
+        for i, (fin, fout) in enumerate(pairwise(widths[1:])):
+            stride = 1 if i == config.n_layers_D - 1 else 2
+            layers |= {3 * i + 2: nn.Conv2d(fin, fout, 4, stride, 1), 3 * i + 3: InstanceNormAct(fout, 0.2)}
+        self.model = numbered({**layers, 3 * config.n_layers_D + 2: nn.Conv2d(widths[-1], 1, 4, 1, 1)})
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images)
+
+
+class System(_system.System):
+    """A generator, or one for images as they are and one for turned ones, and a discriminator of each of these.
+
+    One step of the generators, then one of the discriminators on what these made. In evaluation there is no dropout;
+    the original leaves it on.
+    """
+
+    Config = Config
+    PRESETS = PRESETS
+    data = "unpaired"
+    ema = ()
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        Generator = ResnetGenerator if config.which_model_netG in BLOCKS else UnetGenerator
+        self.nets["netG_AB"] = Generator(config)
+        if config.model == "gc_gan_cross":
+            self.nets["netG_gc_AB"] = Generator(config)
+        self.nets["netD_B"], self.nets["netD_gc_B"] = PatchDiscriminator(config), PatchDiscriminator(config)
+        self.pool, self.gc_pool = ImagePool(config.pool_size), ImagePool(config.pool_size)
+        self.gan = least_squares if config.lsgan else cross_entropy
+        self.turn, self.turn_back = GEOMETRIES[config.geometry]
+        adam = Adam(config.lr, (config.beta1, 0.999))
+        makers = tuple(name for name in self.nets if name.startswith("netG"))
+        self.phases = [
+            Phase("G", makers, self.generator_loss, adam),
+            Phase("D", ("netD_B", "netD_gc_B"), self.discriminator_loss, adam),
+        ]
+
+    @property
+    def data_settings(self) -> dict[str, Any]:
+        return {"crop_size": self.config.fineSize, "load_size": self.config.loadSize}
+
+    def init_weights(self) -> None:
+        """Xavier normal with gain 0.02; biases as PyTorch's layers have them."""
+        reset(self.nets)
+        for module in self.nets.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.xavier_normal_(module.weight, 0.02)
+
+    def decay(self, epoch: int) -> float:
+        """1 until the epoch `niter` - 1, then a line to 0."""
+        return max(0.0, 1 - max(0, epoch + 1 - self.config.niter) / (self.config.niter_decay + 1))
+
+    def generate(self, images: Tensor, turned: Tensor) -> tuple[Tensor, Tensor]:
+        """Images [N,C,H,W] and turned ones in domain B; a generator that they share runs once."""
+        if "netG_gc_AB" in self.nets:
+            return self.nets["netG_AB"](images, self.rand), self.nets["netG_gc_AB"](turned, self.rand)
+        return self.nets["netG_AB"](torch.cat([images, turned]), self.rand).chunk(2)
+
+    def generator_loss(self, batch: Batch) -> dict[str, Tensor]:
+        config, n = self.config, len(batch["a"])
+        # with a weight for the identity, images of B are to stay what they are
+        images = torch.cat([batch["a"], batch["b"]]) if config.identity else batch["a"]
+        turned = self.turn(images)
+        made, made_gc = self.generate(images, turned)
+        fake, fake_gc = batch["fake"], batch["fake_gc"] = made[:n], made_gc[:n]
+        consistency = F.l1_loss(fake, self.turn_back(fake_gc.detach())) + F.l1_loss(fake_gc, self.turn(fake.detach()))
+        terms = {
+            "G_AB": config.lambda_G * self.gan(self.nets["netD_B"](fake), True),
+            "G_gc_AB": config.lambda_G * self.gan(self.nets["netD_gc_B"](fake_gc), True),
+            "gc": config.lambda_AB * config.lambda_gc * consistency,
+        }
+        if config.identity:
+            weight = config.lambda_AB * config.identity
+            terms["idt"] = weight * F.l1_loss(made[n:], images[n:])
+            terms["idt_gc"] = weight * F.l1_loss(made_gc[n:], turned[n:])
+        return terms
+
+    def discriminator_loss(self, batch: Batch) -> dict[str, Tensor]:
+        reals = {"B": batch["b"], "gc_B": self.turn(batch["b"])}
+        fakes = {"B": self.pool.query(batch["fake"].detach(), self.rand, self.randint),
+                 "gc_B": self.gc_pool.query(batch["fake_gc"].detach(), self.rand, self.randint)}  # fmt: skip
+        terms = {}
+        for name, real in reals.items():
+            judged, judged_fake = self.nets[f"netD_{name}"](torch.cat([real, fakes[name]])).chunk(2)
+            terms[f"D_{name}"] = 0.5 * (self.gan(judged, True) + self.gan(judged_fake, False))
+        return terms
+
+    @torch.no_grad()
+    def translate(self, batch: Batch) -> dict[str, Tensor]:
+        """{"fake": `a` [N,C,H,W] in domain b}."""
+        h, w = batch["a"].shape[-2:]
+        fake = self.nets["netG_AB"](pad_to(batch["a"], self.config.stride), self.rand)
+        return {"fake": fake[..., :h, :w]}
+
+    def load_original(self, path: str | Path, epoch: str = "latest") -> None:
+        """Load <epoch>_net_{G_AB,G_gc_AB,D_B,D_gc_B}.pth of a folder, all but the first if they are there, or one file.
+
+        The original's files of G_gc_AB hold the weights of G_AB: it never saves those of the other generator.
+        """
+        nets = nn.ModuleDict({name.removeprefix("net"): net for name, net in self.nets.items()})
+        load_nets(nets, path, epoch, optional=("D_B", "D_gc_B", "G_gc_AB"))
