@@ -1,6 +1,6 @@
 """Networks and options that CycleGAN and pix2pix share, and of which BicycleGAN takes some.
 
-Names of options and numbers of layers are those of the originals. `rand(shape, like)` draws uniform numbers for dropout.
+Names of options and numbers of layers are the originals'. `rand(shape, like)` draws uniform numbers for dropout.
 """
 
 import math

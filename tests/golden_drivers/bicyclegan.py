@@ -13,15 +13,20 @@ from i2ifast import models
 from i2ifast.models import Batch, System
 
 VARIANTS = ("",)
-SHARED = {"G_unet128_input": {"netG": "unet_128", "where_add": "input"}, "G_bilinear": {"upsample": "bilinear"},
-          "G_batchnorm": {"norm": "batch"}, "E_conv_256": {"netE": "conv_256"}, "E_resnet_128": {"netE": "resnet_128"}}  # fmt: skip
+OTHERS = {
+    "G_unet128_input": {"netG": "unet_128", "where_add": "input"},
+    "G_bilinear": {"upsample": "bilinear"},
+    "G_batchnorm": {"norm": "batch"},
+    "E_conv_256": {"netE": "conv_256"},
+    "E_resnet_128": {"netE": "resnet_128"},
+}
 
 
 def nets_of(name: str, options: dict[str, Any]) -> dict[str, nn.Module]:
     """The networks of the file of keys: all of the published system, and those of some other options."""
     config = models.system(name).Config.from_original
     nets = dict(models.build(name, **vars(config(options))).nets)
-    others = {key: models.build(name, **vars(config(options | other))).nets for key, other in SHARED.items()}
+    others = {key: models.build(name, **vars(config(options | other))).nets for key, other in OTHERS.items()}
     return nets | {key: found[key[0]] for key, found in others.items()}
 
 

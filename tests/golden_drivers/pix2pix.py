@@ -34,7 +34,8 @@ def run_phases(system: System, case: Case) -> Found:
     found = gradients(system, "grad.train") | buffers(system)
     found |= {f"loss.train.{name}": value for name, value in named(system, terms).items()}
     found |= {f"{prefix}{name}": batch["fake"] for name in ("fake_B", "G.unet_level0")}
-    found |= {name: calls[name][0] for name in inner}
+    # Levels of the U-Net are recorded as the activation behind them, in place, left them.
+    found |= {name: calls[name][0].relu() if ".unet_level" in name else calls[name][0] for name in inner}
     passes = [logits for call in calls["D"] for logits in call.split(len(batch["a"]))]
     return found | {f"{prefix}D.call{i}": logits for i, logits in enumerate(passes)}
 
