@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i2ifast.nn import BatchNormAct, InstanceNormAct
+from i2ifast.nn.conv import Conv2d, ConvTranspose2d
 
 from ._blocks import numbered, reflecting
 from ._losses import GAN_LOSSES
@@ -197,10 +198,10 @@ class ResnetGenerator(nn.Module):
         bias = norm == "instance"
         layers = [None, reflecting(input_nc, ngf, 7, bias=bias), norm_act(norm, ngf), None]
         for width in (2 * ngf, 4 * ngf):
-            layers += [nn.Conv2d(width // 2, width, 3, 2, 1, bias=bias), norm_act(norm, width), None]
+            layers += [Conv2d(width // 2, width, 3, 2, 1, bias=bias), norm_act(norm, width), None]
         layers += [ResnetBlock(4 * ngf, norm, rand) for _ in range(n_blocks)]
         for width in (2 * ngf, ngf):
-            layers += [nn.ConvTranspose2d(2 * width, width, 3, 2, 1, 1, bias=bias), norm_act(norm, width), None]
+            layers += [ConvTranspose2d(2 * width, width, 3, 2, 1, 1, bias=bias), norm_act(norm, width), None]
         self.model = sequence([*layers, None, reflecting(ngf, output_nc, 7, bias=True), nn.Tanh()])
 
     def forward(self, images: Tensor) -> Tensor:
