@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i2ifast.nn import BatchNormAct, InstanceNormAct
-from i2ifast.nn.conv import Conv2d, ConvTranspose2d
+from i2ifast.nn.conv import Conv2d, ConvTranspose2d, NarrowConv2d
 
 from ._blocks import numbered, reflecting
 from ._losses import GAN_LOSSES
@@ -202,7 +202,8 @@ class ResnetGenerator(nn.Module):
         layers += [ResnetBlock(4 * ngf, norm, rand) for _ in range(n_blocks)]
         for width in (2 * ngf, ngf):
             layers += [ConvTranspose2d(2 * width, width, 3, 2, 1, 1, bias=bias), norm_act(norm, width), None]
-        self.model = sequence([*layers, None, reflecting(ngf, output_nc, 7, bias=True), nn.Tanh()])
+        last = NarrowConv2d(ngf, output_nc, 7, padding=3, padding_mode="reflect")
+        self.model = sequence([*layers, None, last, nn.Tanh()])
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images)

@@ -86,6 +86,25 @@ class ConvTranspose2d(nn.ConvTranspose2d):
         return _ByPlanes.apply(x, self.weight, self.bias, *geometry)
 
 
+class NarrowConv2d(nn.Conv2d):
+    """torch.nn.Conv2d of stride 1 to few channels, such as those of an image, with any padding.
+
+    On the CPU columns of the kernel become outputs, which are added up side by side: a few more sums for a convolution
+    with as many outputs as registers want.
+    """
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        plain = torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type) or x.dim() != 4
+        if plain or x.device.type != "cpu" or x.dtype is not weight.dtype:
+            return super()._conv_forward(x, weight, bias)
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        x = F.pad(x, self._reversed_padding_repeated_twice, mode)
+        outputs, width = weight.size(0), x.size(3) - weight.size(3) + 1
+        columns = F.conv2d(x, weight.permute(3, 0, 1, 2).flatten(0, 1)[..., None]).split(outputs, 1)
+        y = sum(column[..., tap : tap + width] for tap, column in enumerate(columns))
+        return y if bias is None else y + bias[:, None, None]
+
+
 class ValidConv2d(nn.Conv2d):
     """torch.nn.Conv2d of a map that is already padded: where `ops.conv3x3` is fast, by it, without the border."""
 
