@@ -4,7 +4,8 @@ Names of options and numbers of layers are the originals'. `rand(shape, like)` d
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any, Literal, Self, get_args
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from i2ifast.nn import BatchNormAct, InstanceNormAct
 from i2ifast.nn.conv import Conv2d, ConvTranspose2d, NarrowConv2d
+from i2ifast.nn.instance import instance_norm_act
 
 from ._blocks import numbered, reflecting
 from ._losses import GAN_LOSSES
@@ -151,11 +153,22 @@ def activation(act: str | float) -> nn.Module:
     return nn.ReLU(inplace=True) if act == "relu" else nn.LeakyReLU(act, inplace=True)
 
 
+class BatchNorm(BatchNormAct):
+    """With `apart`, every sample is normalised as if it were the batch, and no statistics are kept."""
+
+    apart = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.apart:
+            return instance_norm_act(x, self.weight, self.bias, self.act, self.eps)
+        return super().forward(x)
+
+
 def norm_act(norm: Norm, channels: int, act: str | float = "relu") -> nn.Module:
     """A norm, and the activation behind it; without a norm the activation alone."""
     if norm == "none":
         return activation(act)
-    return (InstanceNormAct if norm == "instance" else BatchNormAct)(channels, act)
+    return (InstanceNormAct if norm == "instance" else BatchNorm)(channels, act)
 
 
 def sequence(layers: Sequence[nn.Module | None]) -> nn.Sequential:
@@ -172,6 +185,22 @@ class Dropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * (self.rand(x.shape, x) < 0.5).to(x.dtype).mul_(2) if self.training else x
+
+
+@contextmanager
+def as_trained(net: nn.Module) -> Iterator[None]:
+    """In the block, dropout drops and batch norms normalise, as in training with batches of one."""
+    drops = [(module, module.training) for module in net.modules() if isinstance(module, Dropout)]
+    norms = [module for module in net.modules() if isinstance(module, BatchNorm)]
+    for norm in norms:
+        norm.apart = True
+    for drop, _ in drops:
+        drop.train()
+    yield
+    for norm in norms:
+        norm.apart = False
+    for drop, mode in drops:
+        drop.train(mode)
 
 
 class ResnetBlock(nn.Module):

@@ -3,6 +3,7 @@
 Zhu, Zhang, Pathak, Darrell, Efros, Wang, Shechtman. Toward Multimodal Image-to-Image Translation. NeurIPS 2017.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -297,7 +298,7 @@ class System(_system.System):
         """1, and from epoch niter on a line that reaches 0 behind the last one."""
         return max(0.0, 1 - max(0, epoch - self.config.niter) / (self.config.niter_decay + 1))
 
-    def adversarial(self, logits: list[Tensor], real: bool) -> Tensor:
+    def adversarial(self, logits: Sequence[Tensor], real: bool) -> Tensor:
         """Summed over scales."""
         return sum(self.gan(scale, real) for scale in logits)
 
@@ -346,14 +347,16 @@ class System(_system.System):
         terms = {}
         for term, (name, _) in self.judges.items():
             fake, real = batch["judged"][term]
-            logits = self.nets[name](torch.cat([fake.detach(), real])) if self.config.per_sample else None
-            if logits is None:
-                fakes, reals = self.nets[name](fake.detach()), self.nets[name](real)
-            else:
-                fakes, reals = zip(*(scale.chunk(2) for scale in logits), strict=True)
+            fakes, reals = self.judge(self.nets[name], fake.detach(), real)
             terms[f"{term}_fake"] = self.adversarial(fakes, False)
             terms[f"{term}_real"] = self.adversarial(reals, True)
         return terms
+
+    def judge(self, net: nn.Module, fake: Tensor, real: Tensor) -> Iterable[Sequence[Tensor]]:
+        """Logits of fake and of real images, of both at once where samples are treated apart."""
+        if self.config.per_sample:
+            return zip(*(scale.chunk(2) for scale in net(torch.cat([fake, real]))), strict=True)
+        return net(fake), net(real)
 
     @torch.no_grad()
     def translate(self, batch: Batch) -> dict[str, Tensor]:

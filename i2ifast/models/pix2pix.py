@@ -3,6 +3,7 @@
 Isola, Zhu, Zhou, Efros. Image-to-Image Translation with Conditional Adversarial Networks. CVPR 2017.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from . import _system
 from ._blocks import pad_to
-from ._cyclegan import GAN_MODES, NetG, Norm, SharedConfig, each, init_weights
+from ._cyclegan import GAN_MODES, NetG, Norm, SharedConfig, as_trained, each, init_weights
 from ._originals import load_nets
 from ._system import Adam, Batch, Phase
 
@@ -90,15 +91,8 @@ class System(_system.System):
         Each image by itself with its own statistics, and with dropout: as in training, unless `eval`.
         """
         generator, (h, w) = self.nets["G"], batch["a"].shape[-2:]
-        images = pad_to(batch["a"], self.config.stride)
-        if self.config.eval:
-            return {"fake": generator(images)[..., :h, :w]}
-        buffers = {name: buffer.clone() for name, buffer in generator.named_buffers()}  # which training changes
-        mode = generator.training
-        generator.train()
-        fakes = [torch.func.functional_call(generator, buffers, (image,)) for image in images.split(1)]
-        generator.train(mode)
-        return {"fake": torch.cat(fakes)[..., :h, :w]}
+        with nullcontext() if self.config.eval else as_trained(generator):
+            return {"fake": generator(pad_to(batch["a"], self.config.stride))[..., :h, :w]}
 
     def load_original(self, path: str | Path, epoch: str = "latest") -> None:
         """Load <epoch>_net_{G,D}.pth of a checkpoint folder (D may be absent), or one such file."""
