@@ -11,6 +11,11 @@ from i2ifast.nn.conv import Conv2d, ConvTranspose2d, NarrowConv2d, halves
 PAIRS = {
     "strided": (Conv2d, nn.Conv2d, {"kernel_size": 3, "stride": 2, "padding": 1}),
     "strided without bias": (Conv2d, nn.Conv2d, {"kernel_size": 3, "stride": 2, "bias": False}),
+    "strided with reflection": (
+        Conv2d,
+        nn.Conv2d,
+        {"kernel_size": 3, "stride": 2, "padding": 1, "padding_mode": "reflect"},
+    ),
     "transposed": (
         ConvTranspose2d,
         nn.ConvTranspose2d,

@@ -29,26 +29,27 @@ class _ByPlanes(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.geometry, ctx.transposed = geometry, geometry[3]
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
         return torch.convolution(x, weight, bias, *geometry)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, _, *ctx.geometry = inputs
+        ctx.save_for_backward(x, weight)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         need_x, need_weight, need_bias, *_ = ctx.needs_input_grad
+        stride, padding, dilation, transposed, *_ = ctx.geometry
         gradients = torch.ops.aten.convolution_backward
         dx = dweight = None
         if need_x:
             dx = gradients(dy, x, weight, None, *ctx.geometry, (True, False, False))[0]
         if need_weight:
-            # A transposed convolution is one from its result to x.
-            small, large = (x, dy) if ctx.transposed else (dy, x)
-            stride, padding, dilation, *_ = ctx.geometry
-            geometry = stride, padding, dilation, False, (0, 0), 1
+            small, large = (x, dy) if transposed else (dy, x)  # a transposed convolution is one from its result to x
             maps = small, large.contiguous(), weight.contiguous()
-            dweight = gradients(*maps, None, *geometry, (False, True, False))[1]
+            dweight = gradients(*maps, None, stride, padding, dilation, False, (0, 0), 1, (False, True, False))[1]
         return dx, dweight, dy.sum((0, 2, 3)) if need_bias else None, *[None] * len(ctx.geometry)
 
 
@@ -57,9 +58,9 @@ def halves(conv: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> bool:
     plain = (
         torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type) or x.dtype is not conv.weight.dtype
     )
-    shape = conv.kernel_size, conv.stride, conv.dilation, conv.groups, conv.padding_mode
+    shape = conv.kernel_size, conv.stride, conv.dilation, conv.groups
     trains = torch.is_grad_enabled() and conv.weight.requires_grad
-    fits = shape == ((3, 3), (2, 2), (1, 1), 1, "zeros") and not isinstance(conv.padding, str)
+    fits = shape == ((3, 3), (2, 2), (1, 1), 1) and not isinstance(conv.padding, str)
     return fits and trains and not plain and x.dim() == 4 and x.device.type == "cpu" and not x.is_contiguous()
 
 
@@ -69,7 +70,10 @@ class Conv2d(nn.Conv2d):
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if halves(self, x):
-            return _ByPlanes.apply(x, weight, bias, self.stride, self.padding, self.dilation, False, (0, 0), 1)
+            padding = self.padding
+            if self.padding_mode != "zeros":
+                x, padding = F.pad(x, self._reversed_padding_repeated_twice, self.padding_mode), (0, 0)
+            return _ByPlanes.apply(x, weight, bias, self.stride, padding, self.dilation, False, (0, 0), 1)
         # Autocast, and what comes without a batch, are torch's to handle.
         if x.dim() != 4 or x.dtype is not weight.dtype or torch.is_autocast_enabled(x.device.type) or not is_3x3(self):
             return nn.Conv2d._conv_forward(self, x, weight, bias)
