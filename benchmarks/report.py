@@ -115,6 +115,22 @@ def steps(rows: list[Row], device: dict[str, Any]) -> str:
     return table(head, lines)
 
 
+def systems(rows: list[Row], device: dict[str, Any]) -> str:
+    names = ["plain", "channels_last", "compile", "ours", "baked"]
+    names = [name for name in names if any(name in row["seconds"] for row in rows)]
+    head = ["system", "pass", "preset", "size", "batch", "images", *names, "best vs plain", "vs channels_last"]
+    head += ["vs compile", "memory of plain", "of ours", "error of ours"]
+
+    def line(row: Row) -> list[str]:
+        best = min(("ours", "baked"), key=lambda name: row["seconds"].get(name, float("inf")))
+        times = [time(row["seconds"][name]) if name in row["seconds"] else "" for name in names]
+        ratios = [ratio(row, best, rival) for rival in RIVALS]
+        memory = [f"{row['memory'][name] / 2**30:.2f} GiB" if row.get("memory") else "" for name in ("plain", "ours")]
+        return [row["system"], row["pass"], *place(row), *times, *ratios, *memory, f"{row['error']['ours']:.0e}"]
+
+    return table(head, map(line, rows))
+
+
 def operators(rows: list[Row], device: dict[str, Any]) -> str:
     rivals = ["plain", "channels_last", "torch_norm", "torch_norm_channels_last", "compile"]
     rivals = [name for name in rivals if any(name in row["seconds"] for row in rows)]
@@ -154,6 +170,10 @@ One iteration of generator (hinge and feature matching) and discriminator, with 
 iterations in a process of its own, beyond what the imports take. Error: of the generator's gradients, the norm of the
 difference from plain over the norm."""
 
+SYSTEM_LEGEND = """\
+Systems at their published widths against their plain formulation in eager PyTorch, pass by pass as published. Training
+is one iteration of all phases. Error: of the images (inference), or of the gradients of the first phase (training)."""
+
 OP_LEGEND = """\
 `plain` is the op's formula in eager PyTorch, `channels_last` the same on channels_last images, as ours runs,
 `torch_norm` the same with torch's group_norm (instance) or batch_norm for the normalisation. Bandwidth: the fewest
@@ -166,6 +186,7 @@ way the original computes it where that is another one."""
 SECTIONS: dict[str, tuple[str, Callable[[list[Row], dict[str, Any]], str], str]] = {
     "generator": ("Label maps to images", generators, GENERATOR_LEGEND),
     "training step": ("Training", steps, STEP_LEGEND),
+    "system": ("Systems", systems, SYSTEM_LEGEND),
     "layer": ("Layers", layers, LAYER_LEGEND),
     "op": ("Ops", operators, OP_LEGEND),
 }

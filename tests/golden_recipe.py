@@ -86,6 +86,13 @@ INPUTS: dict[str, Callable[..., Tensor]] = {
 }
 
 
+def drawn(kind: str, name: str, shape: Sequence[int]) -> Tensor:
+    """Noise of a kind: one of INPUTS, integersN below N, or keepP, uniform and to be compared with P."""
+    if kind.startswith("integers"):
+        return integers(name, shape, int(kind.removeprefix("integers")))
+    return INPUTS["uniform" if kind.startswith("keep") else kind](name, shape)
+
+
 def state_value(name: str, shape: Sequence[int], dtype: torch.dtype, gain: float) -> Tensor:
     """One state_dict entry, by the last part of its name and its rank."""
     leaf = name.rpartition(".")[2]
@@ -201,8 +208,7 @@ class Case:
     def noise(self, prefix: str) -> Iterator[Tensor]:
         """Noise whose names start with `prefix`, in draw order; of dropout (keepP) what is compared with P."""
         draws = [draw for draw in self.meta["noise"] if draw["name"].startswith(prefix)]
-        kinds = [re.sub("^keep.*", "uniform", draw["dist"]) for draw in draws]
-        return iter([INPUTS[kind](draw["name"], draw["shape"]) for kind, draw in zip(kinds, draws, strict=True)])
+        return iter([drawn(draw["dist"], draw["name"], draw["shape"]) for draw in draws])
 
     def tolerance(self, name: str, least: float = 1e-4) -> float:
         """Relative tolerance of what is recorded under `name`: from how much rounding moves it in the original.

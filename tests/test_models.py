@@ -49,6 +49,7 @@ BATCHES: dict[str, Callable[..., Batch]] = {
     "exemplars": exemplar_batch,
     "inpainting": inpainting_batch,
     "labels": label_batch,
+    "paired": unpaired_batch,
     "unpaired": unpaired_batch,
 }
 OF_LABELS = [name for name in models.names() if models.system(name).data == "labels"]

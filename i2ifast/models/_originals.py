@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from i2ifast.nn import InstanceNormAct
+
 
 def load_nets(nets: nn.ModuleDict, path: str | Path, epoch: str, optional: Container[str] = ()) -> None:
     """Load <epoch>_net_<name>.pth for every net of a checkpoint folder, or one such file.
@@ -21,7 +23,15 @@ def load_nets(nets: nn.ModuleDict, path: str | Path, epoch: str, optional: Conta
     for name, file in files.items():
         if name not in nets:
             raise ValueError(f"{file}: expected a file name ending in _net_{' or '.join(nets)}.pth")
-        load_strictly(nets[name], torch.load(file, map_location="cpu", weights_only=True), file)
+        load_file(nets[name], file)
+
+
+def load_file(net: nn.Module, file: Path) -> None:
+    """Load a file of one state dict, without the statistics of instance norms that files of PyTorch 0.3 have."""
+    norms = [name for name, module in net.named_modules() if isinstance(module, InstanceNormAct)]
+    stale = {f"{name}.{key}" for name in norms for key in ("running_mean", "running_var", "num_batches_tracked")}
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    load_strictly(net, {key: value for key, value in state.items() if key not in stale}, file)
 
 
 def load_strictly(net: nn.Module, state: dict[str, Tensor], file: Path) -> None:

@@ -1,5 +1,7 @@
 """Convolutions on the faster route of the device."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,14 +22,91 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.conv2d(x, weight, bias, padding=weight.size(-1) // 2)
 
 
+class _ByPlanes(torch.autograd.Function):
+    """torch.convolution, whose weight gets its gradient from the larger map in NCHW: the same numbers.
+
+    With 3x3 kernels and stride 2 oneDNN is two to three times slower at it where that map is channels_last.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
+        return torch.convolution(x, weight, bias, *geometry)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, _, *ctx.geometry = inputs
+        ctx.save_for_backward(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        need_x, need_weight, need_bias, *_ = ctx.needs_input_grad
+        stride, padding, dilation, transposed, *_ = ctx.geometry
+        gradients = torch.ops.aten.convolution_backward
+        dx = dweight = None
+        if need_x:
+            dx = gradients(dy, x, weight, None, *ctx.geometry, (True, False, False))[0]
+        if need_weight:
+            small, large = (x, dy) if transposed else (dy, x)  # a transposed convolution is one from its result to x
+            maps = small, large.contiguous(), weight.contiguous()
+            dweight = gradients(*maps, None, stride, padding, dilation, False, (0, 0), 1, (False, True, False))[1]
+        return dx, dweight, dy.sum((0, 2, 3)) if need_bias else None, *[None] * len(ctx.geometry)
+
+
+def halves(conv: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> bool:
+    """Whether it trains a 3x3 kernel of stride 2 over channels_last maps on the CPU, for which there is _ByPlanes."""
+    plain = (
+        torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type) or x.dtype is not conv.weight.dtype
+    )
+    shape = conv.kernel_size, conv.stride, conv.dilation, conv.groups
+    trains = torch.is_grad_enabled() and conv.weight.requires_grad
+    fits = shape == ((3, 3), (2, 2), (1, 1), 1) and not isinstance(conv.padding, str)
+    return fits and trains and not plain and x.dim() == 4 and x.device.type == "cpu" and not x.is_contiguous()
+
+
 class Conv2d(nn.Conv2d):
-    """torch.nn.Conv2d, with 3x3 convolutions of float32 images through `ops.conv3x3`."""
+    """torch.nn.Conv2d, with 3x3 convolutions of float32 images through `ops.conv3x3`, and a faster backward of such of
+    stride 2."""
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if halves(self, x):
+            padding = self.padding
+            if self.padding_mode != "zeros":
+                x, padding = F.pad(x, self._reversed_padding_repeated_twice, self.padding_mode), (0, 0)
+            return _ByPlanes.apply(x, weight, bias, self.stride, padding, self.dilation, False, (0, 0), 1)
         # Autocast, and what comes without a batch, are torch's to handle.
         if x.dim() != 4 or x.dtype is not weight.dtype or torch.is_autocast_enabled(x.device.type) or not is_3x3(self):
             return nn.Conv2d._conv_forward(self, x, weight, bias)
         return conv3x3(x, weight, bias, self.padding_mode)
+
+
+class ConvTranspose2d(nn.ConvTranspose2d):
+    """torch.nn.ConvTranspose2d, with a faster backward of 3x3 kernels of stride 2."""
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if output_size is not None or not halves(self, x):
+            return super().forward(x, output_size)
+        geometry = self.stride, self.padding, self.dilation, True, self.output_padding, 1
+        return _ByPlanes.apply(x, self.weight, self.bias, *geometry)
+
+
+class NarrowConv2d(nn.Conv2d):
+    """torch.nn.Conv2d of stride 1 to few channels, such as those of an image, with any padding.
+
+    On the CPU columns of the kernel become outputs, which are added up side by side: a few more sums for a convolution
+    with as many outputs as registers want.
+    """
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        plain = torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type) or x.dim() != 4
+        if plain or x.device.type != "cpu" or x.dtype is not weight.dtype:
+            return super()._conv_forward(x, weight, bias)
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        x = F.pad(x, self._reversed_padding_repeated_twice, mode)
+        outputs, width = weight.size(0), x.size(3) - weight.size(3) + 1
+        columns = F.conv2d(x, weight.permute(3, 0, 1, 2).flatten(0, 1)[..., None]).split(outputs, 1)
+        y = sum(column[..., tap : tap + width] for tap, column in enumerate(columns))
+        return y if bias is None else y + bias[:, None, None]
 
 
 class ValidConv2d(nn.Conv2d):
