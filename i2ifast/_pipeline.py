@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -21,7 +21,8 @@ from .data._items import Item, batches_by_size
 from .models import Batch, System
 from .nn import bake
 
-ALONG = ("label", "instance", "dist", "a", "image", "mask")  # entries that tiles get their part of; styles stay whole
+# Entries that tiles get their part of, what is translated before what goes with it; styles stay whole.
+ALONG = ("label", "a", "sketch", "image", "instance", "dist", "mask")
 
 
 class Pipeline:
@@ -38,7 +39,7 @@ class Pipeline:
             system.nets[name] = bake(net)
         of_kind = kind(system.data)
         self.settings = of_kind.Settings.of(system)
-        self.takes: tuple[str, ...] = of_kind.TAKES
+        self.takes: tuple[str, ...] = getattr(of_kind, "TAKES", ())
         self.graphs = Graphs(self._run)
 
     def __call__(
@@ -55,6 +56,8 @@ class Pipeline:
 
         `batch_size` inputs of equal size are translated at a time. ValueError for what does not fit.
         """
+        if not self.takes:
+            raise ValueError(f"{self.system.data} are no single inputs: give batches to `translate`")
         if unknown := more.keys() - set(self.takes[1:]):
             raise ValueError(f"{', '.join(sorted(unknown))}: what is taken of this data is {', '.join(self.takes)}")
         if batch_size < 1:
@@ -77,14 +80,22 @@ class Pipeline:
         return made[0] if single else [made[index] for index in range(count)]
 
     def translate(self, batch: Batch, tile: int = 0, overlap: int = 0) -> Tensor:
-        """Images [N,3,H,W] in [-1, 1] of a batch of the system's kind of data; with `tile` see `_tiles.tiled`."""
-        first = batch.get(self.takes[0])
-        if tile and first is not None and max(first.shape[-2:]) > tile:
-            names = tuple(name for name in ALONG if name in batch and batch[name].shape[-2:] == first.shape[-2:])
+        """Images [N,3,H,W] in [-1, 1] of a batch of the system's kind of data.
+
+        With `tile` images with a longer side are translated in parts, see `_tiles.tiled`.
+        """
+        names = [name for name in ALONG if name in batch and batch[name].ndim == 4]
+        if tile and names and max(batch[names[0]].shape[-2:]) > tile:
+            names = [name for name in names if batch[name].shape[-2:] == batch[names[0]].shape[-2:]]
             return tiled(self.translate, batch, names, tile, overlap)
         tensors = {name: self._moved(value) for name, value in batch.items() if isinstance(value, Tensor)}
         fixed = self.device.type == "cuda" and not any(name in MAPS for name in tensors)
         return (self.graphs if fixed else self._run)(tensors)
+
+    def stream(self, batch: Batch) -> Iterator[Tensor]:
+        """`translate` of a video [1,T,...], frame by frame, for systems that have a `stream`."""
+        with torch.inference_mode():
+            yield from self.system.stream(batch)
 
     def _moved(self, tensor: Tensor) -> Tensor:
         tensor = tensor.to(self.device, non_blocking=True)

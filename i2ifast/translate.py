@@ -51,9 +51,12 @@ def translate(arguments: Arguments, device: torch.device) -> int:
     count = 0
     for batch in arguments.inputs.batches(pipe.system, arguments.batch_size):
         arguments.out.mkdir(parents=True, exist_ok=True)
-        fake = pipe.translate(batch, arguments.tile, arguments.overlap)
-        for path, image in zip(batch["path"], to_images(fake), strict=True):
-            image.save(arguments.out / f"{path.stem}.png")
+        if hasattr(pipe.system, "stream"):
+            fakes = pipe.stream(batch)
+        else:
+            fakes = pipe.translate(batch, arguments.tile, arguments.overlap).split(1)
+        for path, fake in zip(batch["path"], fakes, strict=True):
+            to_images(fake)[0].save(arguments.out / f"{path.stem}.png")
             count += 1
     return count
 

@@ -8,8 +8,7 @@ import torch
 from test_models import batch_of, settled
 from torch import Tensor
 
-from i2ifast import export
-from i2ifast.export import example_of, to_onnx, to_program
+from i2ifast.export import to_onnx, to_program
 from i2ifast.models import System
 
 ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))

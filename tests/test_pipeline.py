@@ -16,8 +16,10 @@ from i2ifast._graphs import KEPT, Graphs
 from i2ifast._pipeline import Pipeline
 from i2ifast._runlog import to_images
 from i2ifast._state import State
+from i2ifast.data import kinds
 
 CPU = torch.device("cpu")
+NAMES = [name for name in NAMES if models.system(name).data in kinds()]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -65,8 +65,11 @@ def fold(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model).eval().requires_grad_(False)
     for module in model.modules():
         for hook in [h for h in module._forward_pre_hooks.values() if isinstance(h, SpectralNorm)]:
+            original = getattr(module, f"{hook.name}_orig")
             torch.nn.utils.remove_spectral_norm(module, hook.name)
             getattr(module, hook.name).requires_grad_(False)
+            if isinstance(module, nn.Linear):  # class activation maps are made of these weights as they are
+                setattr(module, f"{hook.name}_orig", original)
     return model
 
 
