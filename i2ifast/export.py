@@ -97,7 +97,7 @@ def to_program(system: System, example: Batch, dynamic: bool = True) -> Exported
             if not dynamic:
                 raise
             raise ValueError(f"not with free sides, only with dynamic=False: {error}") from error
-        return program.run_decompositions({**torch.export.default_decompositions(), **ours})
+        return program.run_decompositions(ours)
 
 
 def to_onnx(system: System, path: str | Path, example: Batch, dynamic: bool = True) -> None:
@@ -105,8 +105,11 @@ def to_onnx(system: System, path: str | Path, example: Batch, dynamic: bool = Tr
 
     Needs the packages onnx and onnxscript.
     """
-    program = to_program(system, example, dynamic)
-    torch.onnx.export(program, (), str(path), input_names=list(example), output_names=["fake"], verbose=False)
+    write_onnx(to_program(system, example, dynamic), path, list(example))
+
+
+def write_onnx(program: ExportedProgram, path: str | Path, names: list[str]) -> None:
+    torch.onnx.export(program, (), str(path), input_names=names, output_names=["fake"], verbose=False)
 
 
 def example_of(system: System, size: tuple[int, int], entries: Sequence[str] = ()) -> Batch:

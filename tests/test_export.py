@@ -8,7 +8,7 @@ import torch
 from test_models import batch_of, settled
 from torch import Tensor
 
-from i2ifast.export import to_onnx, to_program
+from i2ifast.export import to_program, write_onnx
 from i2ifast.models import System
 
 ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
@@ -32,29 +32,24 @@ LIGHT = {"ugatit": {"light": True}, "nicegan": {"light": True}}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_programs_for_any_size(name: str, tmp_path: Path) -> None:
+def test_programs_and_onnx_for_any_size(name: str, tmp_path: Path) -> None:
     options = LIGHT.get(name, {})
     system, example = case(name, (64, 128), **options)
     program = to_program(system, example)
+    assert not [node for node in program.graph.nodes if "i2ifast" in str(node.target)]
     torch.export.save(program, tmp_path / "model.pt2")
     module = torch.export.load(tmp_path / "model.pt2").module()
-    assert not [node for node in program.graph.nodes if "i2ifast" in str(node.target)]
-    for size in ((64, 128), (128, 64), (192, 192)):
-        _, batch = case(name, size, **options)
-        assert_close(module(*batch.values()), system.translate(batch)["fake"])
-
-
-@pytest.mark.skipif(not ONNX, reason="onnx, onnxscript and onnxruntime are not installed")
-@pytest.mark.parametrize("name", NAMES)
-def test_onnx_for_any_size(name: str, tmp_path: Path) -> None:
+    batches = [case(name, size, **options)[1] for size in ((64, 128), (128, 64), (192, 192))]
+    truths = [system.translate(batch)["fake"] for batch in batches]
+    for batch, truth in zip(batches, truths, strict=True):
+        assert_close(module(*batch.values()), truth)
+    if not ONNX:
+        return
     import onnxruntime
 
-    options = LIGHT.get(name, {})
-    system, example = case(name, (64, 128), **options)
-    to_onnx(system, tmp_path / "model.onnx", example)
+    write_onnx(program, tmp_path / "model.onnx", list(example))
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     assert [node.name for node in session.get_inputs()] == list(example)
-    for size in ((64, 128), (128, 64)):
-        _, batch = case(name, size, **options)
+    for batch, truth in zip(batches, truths, strict=True):
         (fake,) = session.run(["fake"], {entry: value.numpy() for entry, value in batch.items()})
-        assert_close(torch.from_numpy(fake), system.translate(batch)["fake"])
+        assert_close(torch.from_numpy(fake), truth)

@@ -488,7 +488,7 @@ class System(_system.System):
                 yield made.fake[:, 0, :, :h, :w]
 
     def translate(self, batch: Batch) -> dict[str, Tensor]:
-        """{"fake": [N * T', 3, H, W]}, the T' = T - n_frames_G + 1 frames of any size behind the first of each video."""
+        """{"fake": [N * T', 3, H, W]}, the T' = T - n_frames_G + 1 frames of any size behind the first."""
         return {"fake": torch.stack(list(self.stream(batch)), 1).flatten(0, 1)}
 
     def load_original(self, path: str | Path, epoch: str = "latest") -> None:
