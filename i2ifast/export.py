@@ -4,7 +4,7 @@ python -m i2ifast.export --weights RUN --out model.onnx
 python -m i2ifast.export --system spade --preset coco --weights checkpoints/coco_pretrained --out model.pt2
 
 What is exported is the dense formulation: plain convolutions over label maps in the place of label plans, and the
-definitions of our ops in PyTorch in the place of the ops. Height and width may be any multiples of the system's stride.
+definitions of our ops in PyTorch in the place of the ops.
 """
 
 import copy
@@ -83,8 +83,9 @@ def free_sides(system: System, example: Batch) -> tuple[dict[int, Dim], ...]:
 def to_program(system: System, example: Batch, dynamic: bool = True) -> ExportedProgram:
     """The translation of batches with the entries of `example`, which are the program's arguments in this order.
 
-    With `dynamic` height and width are free, as multiples of the system's stride; else they are the example's, as the
-    batch size always is. What translation draws, such as a style that is not given, the program draws too.
+    With `dynamic` height and width are free, as multiples of the system's stride, at least two of them; else they are
+    the example's, as the batch size always is. A program refuses sizes for which a network takes another route than for
+    the example. What translation draws, such as a style that is not given, the program draws too.
     ValueError for a system whose networks do not let sides be free.
     """
     module = Translation(lean(system, example), tuple(example))

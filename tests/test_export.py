@@ -8,12 +8,12 @@ import torch
 from test_models import batch_of, settled
 from torch import Tensor
 
-from i2ifast.export import to_program, write_onnx
+from i2ifast import export
+from i2ifast.export import example_of, to_program, write_onnx
 from i2ifast.models import System
 
 ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 ENTRIES = {"labels": ("label", "instance"), "unpaired": ("a", "b")}
-NAMES = ["spade", "ccfpse", "munit", "ugatit", "nicegan"]
 
 
 def case(name: str, size: tuple[int, int], **options) -> tuple[System, dict[str, Tensor]]:
@@ -28,17 +28,22 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
-LIGHT = {"ugatit": {"light": True}, "nicegan": {"light": True}}
+OPTIONS = {"spade": {}, "munit": {}, "ugatit": {"light": True}, "nicegan": {"light": True}}
+USED = {"spade": {"G"}, "munit": {"gen_a", "gen_b"}, "ugatit": {"genA2B"}, "nicegan": {"disA", "gen2B"}}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OPTIONS)
 def test_programs_and_onnx_for_any_size(name: str, tmp_path: Path) -> None:
-    options = LIGHT.get(name, {})
+    options = OPTIONS[name]
     system, example = case(name, (64, 128), **options)
+    before = {key: value.clone() for key, value in system.state_dict().items()}
     program = to_program(system, example)
     assert not [node for node in program.graph.nodes if "i2ifast" in str(node.target)]
-    torch.export.save(program, tmp_path / "model.pt2")
-    module = torch.export.load(tmp_path / "model.pt2").module()
+    used = {key.split(".")[2] for key in program.state_dict}  # of system.nets.<name>
+    assert (
+        used == {"spade": {"G"}, "ugatit": {"genA2B"}, "nicegan": {"disA", "gen2B"}, "munit": {"gen_a", "gen_b"}}[name]
+    )
+    module = program.module()
     batches = [case(name, size, **options)[1] for size in ((64, 128), (128, 64), (192, 192))]
     truths = [system.translate(batch)["fake"] for batch in batches]
     for batch, truth in zip(batches, truths, strict=True):
@@ -53,3 +58,36 @@ def test_programs_and_onnx_for_any_size(name: str, tmp_path: Path) -> None:
     for batch, truth in zip(batches, truths, strict=True):
         (fake,) = session.run(["fake"], {entry: value.numpy() for entry, value in batch.items()})
         assert_close(torch.from_numpy(fake), truth)
+    assert all(value.equal(before[key]) for key, value in system.state_dict().items())
+
+
+def test_sides_that_are_not_free() -> None:
+    """Without `light` U-GAT-IT's linear layers take maps of one size."""
+    system, example = case("ugatit", (64, 64), light=False)
+    with pytest.raises(ValueError, match="not with free sides, only with dynamic=False"):
+        to_program(system, example)
+    program = to_program(system, example, dynamic=False)
+    assert_close(program.module()(*example.values()), system.translate(example)["fake"])
+
+
+def test_examples() -> None:
+    shapes = {name: tuple(entry.shape) for name, entry in example_of(settled("spade"), (64, 128)).items()}
+    assert shapes == dict.fromkeys(("label", "instance"), (1, 1, 64, 128))
+    assert list(example_of(settled("spade", instance=False), (64, 128))) == ["label"]
+    assert list(example_of(settled("munit"), (64, 64))) == ["a"]
+    assert example_of(settled("munit"), (64, 64), ["b"])["b"].shape == (1, 3, 64, 64)
+    with pytest.raises(ValueError, match="style: what is taken of this data is a, b"):
+        example_of(settled("munit"), (64, 64), ["style"])
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    system = settled("munit")
+    torch.save({side: system.nets[f"gen_{side}"].state_dict() for side in "ab"}, tmp_path / "gen_00000001.pt")
+    command = ["--system", "munit", "--preset", "tiny", "--weights", str(tmp_path), "--out"]
+    with pytest.raises(SystemExit, match="model.pb: expected a name ending in .onnx or .pt2"):
+        export.main([*command, str(tmp_path / "model.pb")])
+    export.main([*command, str(tmp_path / "new/model.pt2"), "--entries", "b", "--no-dynamic", "--size", "32", "64"])
+    assert "a [1, 3, 32, 64], b [1, 3, 32, 64] -> fake" in capsys.readouterr().out
+    example = {side: torch.rand(1, 3, 32, 64) for side in "ab"}
+    fake = torch.export.load(tmp_path / "new/model.pt2").module()(*example.values())
+    assert_close(fake, system.translate(example)["fake"])

@@ -156,6 +156,20 @@ def test_resume_drops_records_of_the_abandoned_future(tmp_path: Path) -> None:
     assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [2, 4]
 
 
+def test_tensorboard_has_what_the_log_has(tmp_path: Path) -> None:
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run(tmp_path, 4, save_every=2, tensorboard=True)
+    (tmp_path / "checkpoint-00000004.safetensors").unlink()
+    run(tmp_path, 6, save_every=2, resume=True, tensorboard=True)
+    events = reader.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    for name in records[0]["losses"]:
+        found = [(event.step, event.value) for event in events.Scalars(name)]
+        assert found == [(record["step"], pytest.approx(record["losses"][name])) for record in records]
+    assert [event.step for event in events.Images("samples")] == [2, 4, 6]
+    assert "images per second" in events.Tags()["scalars"]
+
+
 def test_colours_tell_all_labels_apart() -> None:
     assert len(np.unique(colours(np.arange(256)[None]).reshape(-1, 3), axis=0)) == 256
 
