@@ -23,7 +23,8 @@ figure { margin: 0; } figcaption, .axis { font-size: 13px; }
 figcaption span { white-space: nowrap; margin-right: .9rem; }
 svg { display: block; width: 100%; height: 150px; background: var(--soft); border-radius: 6px; }
 polyline { fill: none; stroke-width: 1.6; vector-effect: non-scaling-stroke; stroke-linejoin: round; }
-img { max-width: 100%; border-radius: 6px; } .newest { margin-bottom: 1rem; } .newest img { min-width: min(100%, 640px); }
+img { max-width: 100%; border-radius: 6px; }
+.newest { margin-bottom: 1rem; } .newest img { min-width: min(100%, 640px); }
 table { border-collapse: collapse; } td { padding: .15rem 1.2rem .15rem 0; border-bottom: 1px solid var(--soft); }
 """
 
