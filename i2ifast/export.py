@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 import tyro
 from torch import Tensor, nn
-from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
 
 from . import labels
@@ -89,16 +88,17 @@ def to_program(system: System, example: Batch, dynamic: bool = True) -> Exported
     ValueError for a system whose networks do not let sides be free.
     """
     module = Translation(lean(system, example), tuple(example))
-    shapes = {"entries": free_sides(system, example)} if dynamic else None
+    free = free_sides(system, example) if dynamic else ()
     ours = {getattr(torch.ops.i2ifast, name).default: function for name, function in implementations.items()}
     with use_backend("reference"):
-        try:
-            program = torch.export.export(module, tuple(example.values()), dynamic_shapes=shapes)
-        except UserError as error:
-            if not dynamic:
-                raise
-            raise ValueError(f"not with free sides, only with dynamic=False: {error}") from error
-        return program.run_decompositions(ours)
+        shapes = {"entries": free} if dynamic else None
+        program = torch.export.export(module, tuple(example.values()), dynamic_shapes=shapes).run_decompositions(ours)
+    inputs = [node.meta["val"] for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
+    for name, entry, sides in zip(example, inputs, free, strict=False):
+        if any(isinstance(entry.shape[dim], int) for dim in sides):
+            shape = list(entry.shape)
+            raise ValueError(f"{name} cannot be but of shape {shape}, which a network asks for: take dynamic=False")
+    return program
 
 
 def to_onnx(system: System, path: str | Path, example: Batch, dynamic: bool = True) -> None:

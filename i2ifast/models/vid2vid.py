@@ -470,26 +470,26 @@ class System(_system.System):
 
     @torch.no_grad()
     def stream(self, batch: Batch) -> Iterator[Tensor]:
-        """What `translate` makes, frame by frame [N, 3, H, W], with the memory of n_frames_G frames.
-
-        Without first_img only the very first frame is the raw image, for there is none to warp.
-        """
-        seen, images, last = self.config.n_frames_G, batch["image"], None
+        """What `translate` makes, frame by frame [N, 3, H, W], with the memory of n_frames_G frames."""
+        seen, made, window = self.config.n_frames_G, None, deque[Tensor](maxlen=self.config.n_frames_G)
         like, (h, w) = next(self.nets["netG0"].parameters()), batch["label"].shape[-2:]
         stride, names = 1 << self.config.n_downsample_G + self.config.n_scales_spatial - 1, ("label", "instance")
-        window: deque[Tensor] = deque(maxlen=seen)
         for t in range(batch["label"].size(1)):
             maps = {name: pad_to(batch[name][:, t : t + 1].to(like.device), stride) for name in names if name in batch}
             window.append(self.prepare({**maps, "image": like})["semantics"])
             if t >= seen - 1:
-                before = last or self.first({"image": pad_to(images[:, : seen - 1].to(like), stride)})
-                made = self.generate(torch.cat(list(window), 1), before, first=last is None)
-                last = made.last
+                given = pad_to(batch["image"][:, : seen - 1].to(like), stride)
+                before = made.last if made else self.first({"image": given})
+                made = self.generate(torch.cat(list(window), 1), before, first=made is None)
                 yield made.fake[:, 0, :, :h, :w]
 
     def translate(self, batch: Batch) -> dict[str, Tensor]:
-        """{"fake": [N * T', 3, H, W]}, the T' = T - n_frames_G + 1 frames of any size behind the first."""
-        return {"fake": torch.stack(list(self.stream(batch)), 1).flatten(0, 1)}
+        """{"fake": [N * T', 3, H, W]}, the T' = T - n_frames_G + 1 frames of any size behind the first of each video.
+
+        With them `label` and `image` of these frames, as far as they are given.
+        """
+        given = {name: batch[name][:, self.config.n_frames_G - 1 :].flatten(0, 1) for name in ("label", "image")}
+        return given | {"fake": torch.stack(list(self.stream(batch)), 1).flatten(0, 1)}
 
     def load_original(self, path: str | Path, epoch: str = "latest") -> None:
         """Load <epoch>_net_{G0,G1,D,D_T0,...}.pth of a checkpoint folder; discriminators may be absent."""
