@@ -13,7 +13,7 @@ from .data.kinds.labels import UNKNOWN
 from .data.pixels import DEEP, read_map, read_photo, to_tensor
 
 MAPS = ("label", "instance", "label_ref", "mask")  # entries with integers per pixel; all others are pictures
-Input = str | Path | Image.Image | np.ndarray | Tensor
+Input = str | Path | Image.Image | np.ndarray | Tensor | int
 
 
 def many(value: Input | Sequence[Input]) -> list[Input] | None:
@@ -23,7 +23,9 @@ def many(value: Input | Sequence[Input]) -> list[Input] | None:
 
 
 def entry(name: str, value: Input, settings: Settings) -> Tensor:
-    """An input as entry `name` of an item. ValueError for what it cannot be."""
+    """An input as entry `name` of an item; numbers, as of a domain, stay numbers. ValueError for what it cannot be."""
+    if isinstance(value, int):
+        return torch.tensor(value)
     return _map(name, value, settings) if name in MAPS else _picture(name, value, settings)
 
 
