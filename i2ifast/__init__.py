@@ -14,4 +14,13 @@ from ._accelerate import accelerate, restore  # noqa: E402
 from ._backend import use_backend  # noqa: E402
 from ._report import report  # noqa: E402
 
-__all__ = ["__version__", "accelerate", "labels", "nn", "ops", "report", "restore", "use_backend"]
+__all__ = ["__version__", "accelerate", "labels", "nn", "ops", "pipeline", "report", "restore", "use_backend"]
+
+
+def __getattr__(name: str) -> object:
+    """`pipeline`, when it is asked for: nothing else here needs Pillow and safetensors."""
+    if name == "pipeline":
+        from ._pipeline import pipeline
+
+        return pipeline
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

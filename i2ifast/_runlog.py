@@ -14,10 +14,12 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from ._page import read_log, write_page
+
+HOUR = 3600.0  # of steps that the remaining time is estimated from: lines of a log may lie minutes apart
 
 
 class NonFiniteLoss(RuntimeError):
@@ -72,8 +74,13 @@ def colours(labels: np.ndarray) -> np.ndarray:
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
-    """[N,3,H,W] in [-1, 1] to [N,H,W,3] uint8, rounded."""
+    """[N,C,H,W] in [-1, 1] to [N,H,W,C] uint8, rounded."""
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def to_images(images: Tensor) -> list[Image.Image]:
+    """[N,3,H,W] or [N,1,H,W] in [-1, 1] to RGB or grey images."""
+    return [Image.fromarray(pixels[..., 0] if images.size(1) == 1 else pixels) for pixels in to_uint8(images)]
 
 
 def grid(columns: Sequence[Tensor]) -> Image.Image:
@@ -87,11 +94,31 @@ def grid(columns: Sequence[Tensor]) -> Image.Image:
     return Image.fromarray(np.concatenate([np.concatenate(row, 1) for row in zip(*shown, strict=True)]))
 
 
+def board(folder: Path, start: int) -> Any:
+    """A writer for TensorBoard that takes back what was written after step `start`."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError(f"tensorboard is True, but there is none: pip install tensorboard ({error})") from error
+    return SummaryWriter(str(folder), purge_step=start + 1)
+
+
 class RunLog:
     """Progress on the terminal, log.jsonl, samples/ and index.html of one run folder. A context manager."""
 
-    def __init__(self, folder: Path, run: dict[str, Any], steps: int, start: int, device: torch.device) -> None:
-        """`run` is for run.json: system, config, options. Records after step `start` are dropped: they come again."""
+    def __init__(
+        self,
+        folder: Path,
+        run: dict[str, Any],
+        steps: int,
+        start: int,
+        device: torch.device,
+        tensorboard: bool = False,
+    ) -> None:
+        """`run` is for run.json: system, config, options. Records after step `start` are dropped: they come again.
+
+        With `tensorboard` numbers and grids are in tensorboard/ too; ValueError where that is not installed.
+        """
         (folder / "samples").mkdir(parents=True, exist_ok=True)
         (folder / "run.json").write_text(json.dumps(run, indent=2))
         self.folder, self.steps, self.device = folder, steps, device
@@ -99,9 +126,11 @@ class RunLog:
         self.file = open(folder / "log.jsonl", "w", buffering=1)  # a line is on disk when it is complete
         self.file.writelines(json.dumps(record) + "\n" for record in kept)
         self.console = Console(highlight=False)
+        self.board = board(folder / "tensorboard", start) if tensorboard else None
         state = TextColumn("{task.fields[state]}")
-        columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(), state)
-        self.progress = Progress(*columns, console=self.console)
+        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), *times, state)
+        self.progress = Progress(*columns, console=self.console, speed_estimate_period=HOUR)
         self.task = self.progress.add_task("", total=steps, completed=start, state="")
         self.since, self.step = time.perf_counter(), start
 
@@ -112,6 +141,8 @@ class RunLog:
     def __exit__(self, *error: object) -> None:
         self.progress.stop()
         self.file.close()
+        if self.board:
+            self.board.close()
 
     def say(self, text: str) -> None:
         """A line above the progress bar."""
@@ -125,6 +156,9 @@ class RunLog:
         memory = peak_memory(self.device)
         record = {"step": step, "epoch": epoch, "losses": losses, "images_per_second": speed, "peak_memory_mib": memory}
         self.file.write(json.dumps(record) + "\n")
+        if self.board:
+            for name, value in {**losses, "images per second": speed, "peak memory, MiB": memory}.items():
+                self.board.add_scalar(name, value, step)
         state = f"{speed:.3g} images/s  {memory:.0f} MiB"
         self.progress.update(self.task, completed=step, state=state)
         terms = "  ".join(f"{name} {value:.4g}" for name, value in losses.items())
@@ -139,5 +173,8 @@ class RunLog:
 
     def samples(self, step: int, columns: Sequence[Tensor]) -> None:
         """Save a grid and bring the page up to date."""
-        grid(columns).save(self.folder / "samples" / f"{step:08d}.png")
+        image = grid(columns)
+        image.save(self.folder / "samples" / f"{step:08d}.png")
+        if self.board:
+            self.board.add_image("samples", np.asarray(image), step, dataformats="HWC")
         write_page(self.folder)

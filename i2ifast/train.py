@@ -68,6 +68,8 @@ class Loop:
     """steps between checkpoints, each with a sample grid"""
     resume: bool = False
     """continue from the newest whole checkpoint in the run folder; start if there is none"""
+    tensorboard: bool = False
+    """write losses, speed and sample grids for TensorBoard too, in the run folder's tensorboard/"""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every", "save_every"):
@@ -171,7 +173,9 @@ def train(
             log.samples(state.step, [found[name] for name in samples.shown if name in found])
 
     run_facts = header | {"options": options, "shown": samples.shown if samples else ()}
-    run_log = RunLog(loop.out, run_facts, loop.steps, state.step, device) if rank == 0 else nullcontext()
+    run_log = (
+        RunLog(loop.out, run_facts, loop.steps, state.step, device, loop.tensorboard) if rank == 0 else nullcontext()
+    )
     with run_log as log, stop_requests() as stop:
         done = state.step >= loop.steps
         while not done:

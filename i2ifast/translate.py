@@ -6,23 +6,20 @@ python -m i2ifast.translate --weights RUN --help
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from types import ModuleType
 
 import torch
 import tyro
-from PIL import Image
-from torch import Tensor
 
-from . import _checkpoint, models
-from ._checkpoint import CheckpointError, Header
-from ._runlog import to_uint8
-from ._state import with_prefix
+from . import models
+from ._checkpoint import CheckpointError
+from ._pipeline import Pipeline, load, read
+from ._runlog import to_images
+from ._tiles import check
 from .data import kind
-from .models import System
-from .nn import bake
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,60 +35,28 @@ class Arguments:
     """for weights of the original repository"""
     batch_size: int = 1
     """inputs of equal size at a time"""
-
-
-def load(weights: Path, system: str | None = None, preset: str | None = None) -> System:
-    """The system that a run trained, with its averaged weights, or `system` with the original repository's weights.
-
-    Raises CheckpointError for a checkpoint that is not whole or does not fit, ValueError for other weights.
-    """
-    if system is not None:
-        built = models.build(system, preset)
-        built.load_original(weights)
-        return built.eval()
-    loaded: list[System] = []
-
-    def build(tensors: dict[str, Tensor], header: Header) -> None:
-        built = models.build(header["system"], **header["config"])
-        built.nets.load_state_dict(with_prefix("nets.", tensors) | with_prefix("ema.", tensors))
-        loaded.append(built.eval())
-
-    def wanted(name: str) -> bool:
-        return name.startswith(("nets.", "ema."))
-
-    read(weights, build, lambda text: print(text, file=sys.stderr), wanted)
-    return loaded[0]
-
-
-def read(
-    weights: Path,
-    use: Callable[[dict[str, Tensor], Header], None],
-    say: Callable[[str], None],
-    wanted: Callable[[str], bool],
-) -> None:
-    """Give the tensors that are `wanted`, and the header, of a run folder or a checkpoint to `use`."""
-    if weights.is_dir():
-        _checkpoint.load_newest(weights, use, say, wanted)
-    elif weights.suffix == ".safetensors":
-        use(*_checkpoint.read(weights, wanted))
-    else:
-        raise ValueError(f"{weights}: neither a run folder nor a .safetensors file; the original's files need --system")
+    tile: int = 0
+    """longest side that is translated at once: larger images in overlapping tiles of it; 0 translates them whole"""
+    overlap: int = 128
+    """pixels over which neighbouring tiles are blended"""
 
 
 def translate(arguments: Arguments, device: torch.device) -> int:
     """Translate as the command line says; returns how many inputs there were."""
     if arguments.batch_size < 1:
         raise ValueError(f"batch_size is {arguments.batch_size}: must be at least 1")
-    system = load(arguments.weights, arguments.system, arguments.preset)
-    system.to(device, memory_format=torch.channels_last)
-    for name in system.ema:
-        system.nets[name] = bake(system.nets[name])
+    if arguments.tile:
+        check(arguments.tile, arguments.overlap)
+    pipe = Pipeline(load(arguments.weights, arguments.system, arguments.preset), device)
     count = 0
-    for batch in arguments.inputs.batches(system, arguments.batch_size):
+    for batch in arguments.inputs.batches(pipe.system, arguments.batch_size):
         arguments.out.mkdir(parents=True, exist_ok=True)
-        on_device = {name: value.to(device) for name, value in batch.items() if name != "path"}
-        for path, pixels in zip(batch["path"], to_uint8(system.translate(on_device)["fake"]), strict=True):
-            Image.fromarray(pixels).save(arguments.out / f"{path.stem}.png")
+        if hasattr(pipe.system, "stream"):
+            fakes = pipe.stream(batch)
+        else:
+            fakes = pipe.translate(batch, arguments.tile, arguments.overlap).split(1)
+        for path, fake in zip(batch["path"], fakes, strict=True):
+            to_images(fake)[0].save(arguments.out / f"{path.stem}.png")
             count += 1
     return count
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import socket
 from pathlib import Path
@@ -16,7 +15,6 @@ from toy import HEADER, SAMPLES, Toy, assert_same, batches, newest, run
 
 from i2ifast import translate
 from i2ifast._checkpoint import CheckpointError
-from i2ifast._page import POINTS, thin
 from i2ifast._runlog import NonFiniteLoss, colours
 from i2ifast._state import State
 from i2ifast.data import procedural
@@ -149,16 +147,6 @@ def test_nan_in_one_process_stops_all_with_its_name(tmp_path: Path) -> None:
         assert "'fake' of phase D is nan at step 2" in (tmp_path / f"run/error{rank}").read_text()
 
 
-def test_page_needs_nothing_but_itself(tmp_path: Path) -> None:
-    run(tmp_path, 6)
-    page = (tmp_path / "index.html").read_text()
-    assert page.count("<polyline") == 6 and page.count("data:image/png;base64,") == 2
-    for reference in re.findall(r"(?:src|href|url)\s*[=(]\s*[\"']?([^\"')>\s]+)", page):
-        assert reference.startswith("data:image/png;base64,")
-    assert "http" not in page and "<script" not in page and "@import" not in page
-    assert "width" in page and "batch_size" in page
-
-
 def test_resume_drops_records_of_the_abandoned_future(tmp_path: Path) -> None:
     run(tmp_path, 4, save_every=2)
     (tmp_path / "checkpoint-00000004.safetensors").unlink()
@@ -168,10 +156,19 @@ def test_resume_drops_records_of_the_abandoned_future(tmp_path: Path) -> None:
     assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [2, 4]
 
 
-def test_curves_are_thinned_by_means() -> None:
-    points = [(step, float(step)) for step in range(10 * POINTS)]
-    assert len(thin(points)) == POINTS and thin(points)[0] == (4.5, 4.5)
-    assert thin([]) == []
+def test_tensorboard_has_what_the_log_has(tmp_path: Path) -> None:
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run(tmp_path, 4, save_every=2, tensorboard=True)
+    (tmp_path / "checkpoint-00000004.safetensors").unlink()
+    run(tmp_path, 6, save_every=2, resume=True, tensorboard=True)
+    events = reader.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    for name in records[0]["losses"]:
+        found = [(event.step, event.value) for event in events.Scalars(name)]
+        logged = [(record["step"], record["losses"][name]) for record in records if name in record["losses"]]
+        assert found == [(step, pytest.approx(value)) for step, value in logged]
+    assert [event.step for event in events.Images("samples")] == [2, 4, 6]
+    assert "images per second" in events.Tags()["scalars"]
 
 
 def test_colours_tell_all_labels_apart() -> None:
@@ -214,20 +211,6 @@ def test_command_lines_train_resume_and_translate(tmp_path: Path, scenes: Path) 
     assert (tmp_path / "run/odd.png").read_bytes() == (tmp_path / "file/odd.png").read_bytes()
     nets = translate.load(tmp_path / "a").nets["G"].state_dict()
     assert all(torch.equal(value, whole[f"ema.G.{name}"]) for name, value in nets.items())
-
-
-def test_translate_names_what_is_missing(tmp_path: Path, scenes: Path) -> None:
-    labels = ["--labels", str(scenes / "train_label"), "--out", str(tmp_path / "out")]
-    spade(scenes, tmp_path / "run", 1)
-    cases = {
-        "takes instance maps": ["--weights", str(tmp_path / "run"), *labels],
-        "no checkpoint": ["--weights", str(scenes), *labels],
-        "neither a run folder": ["--weights", str(tmp_path / "x.pth"), *labels],
-        "no label maps": ["--weights", str(tmp_path / "run"), *labels, "--labels", str(tmp_path)],
-    }
-    for message, arguments in cases.items():
-        with pytest.raises(SystemExit, match=message):
-            translate.main(arguments)
 
 
 @pytest.mark.parametrize("args", [["--help"], ["spade", "--help"], ["spade", "--preset", "tiny", "--help"]])

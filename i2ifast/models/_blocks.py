@@ -56,6 +56,8 @@ class ModulationConfig:
 def pad_to(x: Tensor, stride: int) -> Tensor:
     """Pad [...,H,W] at the bottom and the right, by repeating the border, to multiples of `stride`."""
     sides = [(side, -(-side // stride) * stride) for side in x.shape[-2:]]
+    if all(side == padded for side, padded in sides):
+        return x
     rows, columns = (torch.arange(padded, device=x.device).clamp(max=side - 1) for side, padded in sides)
     return x[..., rows[:, None], columns]
 

@@ -3,6 +3,7 @@
 Wang, Liu, Zhu, Liu, Tao, Kautz, Catanzaro. Video-to-Video Synthesis. NeurIPS 2018.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ from i2ifast.nn.conv import ValidConv2d
 from i2ifast.nn.flow import resample2d
 
 from . import _system
+from ._blocks import pad_to
 from ._losses import VGG19, least_squares, perceptual
 from ._originals import load_strictly
 from ._system import Adam, Batch, Phase
@@ -467,9 +469,27 @@ class System(_system.System):
         }
 
     @torch.no_grad()
+    def stream(self, batch: Batch) -> Iterator[Tensor]:
+        """What `translate` makes, frame by frame [N, 3, H, W], with the memory of n_frames_G frames."""
+        seen, made, window = self.config.n_frames_G, None, deque[Tensor](maxlen=self.config.n_frames_G)
+        like, (h, w) = next(self.nets["netG0"].parameters()), batch["label"].shape[-2:]
+        stride, names = 1 << self.config.n_downsample_G + self.config.n_scales_spatial - 1, ("label", "instance")
+        for t in range(batch["label"].size(1)):
+            maps = {name: pad_to(batch[name][:, t : t + 1].to(like.device), stride) for name in names if name in batch}
+            window.append(self.prepare({**maps, "image": like})["semantics"])
+            if t >= seen - 1:
+                given = pad_to(batch["image"][:, : seen - 1].to(like), stride)
+                before = made.last if made else self.first({"image": given})
+                made = self.generate(torch.cat(list(window), 1), before, first=made is None)
+                yield made.fake[:, 0, :, :h, :w]
+
     def translate(self, batch: Batch) -> dict[str, Tensor]:
-        """{"fake": [N * T', 3, H, W]}, the T' = T - n_frames_G + 1 frames of each video behind the first."""
-        return {"fake": self.generate(self.prepare(batch)["semantics"], self.first(batch)).fake.flatten(0, 1)}
+        """{"fake": [N * T', 3, H, W]}, the T' = T - n_frames_G + 1 frames of any size behind the first of each video.
+
+        With them `label` and `image` of these frames, as far as they are given.
+        """
+        given = {name: batch[name][:, self.config.n_frames_G - 1 :].flatten(0, 1) for name in ("label", "image")}
+        return given | {"fake": torch.stack(list(self.stream(batch)), 1).flatten(0, 1)}
 
     def load_original(self, path: str | Path, epoch: str = "latest") -> None:
         """Load <epoch>_net_{G0,G1,D,D_T0,...}.pth of a checkpoint folder; discriminators may be absent."""

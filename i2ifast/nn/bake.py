@@ -60,6 +60,20 @@ class PackedConv2d(nn.Module):
 
 
 @torch.no_grad()
+def fold(model: nn.Module) -> nn.Module:
+    """A copy of `model` for evaluation, whose spectral norms are folded into plain weights."""
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    for module in model.modules():
+        for hook in [h for h in module._forward_pre_hooks.values() if isinstance(h, SpectralNorm)]:
+            original = getattr(module, f"{hook.name}_orig")
+            torch.nn.utils.remove_spectral_norm(module, hook.name)
+            getattr(module, hook.name).requires_grad_(False)
+            if isinstance(module, nn.Linear):  # class activation maps are made of these weights as they are
+                setattr(module, f"{hook.name}_orig", original)
+    return model
+
+
+@torch.no_grad()
 def bake(model: nn.Module) -> nn.Module:
     """A copy of `model` for inference: the same results up to rounding, faster, and no longer trainable.
 
@@ -67,10 +81,7 @@ def bake(model: nn.Module) -> nn.Module:
     go into its weights, and on the CPU convolutions keep their weights in the layout of their kernel. Parameters that
     change afterwards have no effect, which is why this is a copy.
     """
-    model = copy.deepcopy(model).eval().requires_grad_(False)
-    for module in model.modules():
-        for hook in [h for h in module._forward_pre_hooks.values() if isinstance(h, SpectralNorm)]:
-            _remove(module, hook)
+    model = fold(model)
     for module in model.modules():
         if hasattr(module, "bake"):
             module.bake()
@@ -80,9 +91,3 @@ def bake(model: nn.Module) -> nn.Module:
             if PackedConv2d.applies(child) and id(child) not in conditioned:
                 setattr(parent, name, PackedConv2d(child))
     return model.to(memory_format=torch.channels_last)
-
-
-def _remove(module: nn.Module, hook: SpectralNorm) -> None:
-    """Fold one spectral norm: its weight as the evaluation forward computes it becomes a plain parameter."""
-    torch.nn.utils.remove_spectral_norm(module, hook.name)
-    getattr(module, hook.name).requires_grad_(False)

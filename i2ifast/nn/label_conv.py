@@ -16,14 +16,15 @@ _plans = WeakTensorKeyDictionary()  # tensor -> (its state, its plan)
 
 
 def plan_of(seg: Tensor | LabelPlan) -> LabelPlan | None:
-    """The plan of a conditioning map; None where it does not apply (seg requires grad) or does not pay (soft maps).
+    """The plan of a conditioning map; None where it does not apply (seg requires grad, torch.export traces) or does not
+    pay (soft maps).
 
     The plan of a tensor is remembered as long as that lives unchanged, so that all layers of a forward share one. Not
     so for inference tensors, which do not tell of changes: give those networks a plan.
     """
     if isinstance(seg, LabelPlan):
         return seg
-    if seg.requires_grad:
+    if seg.requires_grad or torch.compiler.is_exporting():
         return None
     if seg.is_inference():
         return plan_dense(seg)

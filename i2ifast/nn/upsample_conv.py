@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import _backend
 from ..ops.conv3x3 import PADDINGS, conv3x3, fast
 
 WORTH = 1e8  # products of the large convolution from which on the small one, with its copies, takes less time
@@ -61,7 +62,7 @@ def _pays(x: Tensor, weight: Tensor) -> bool:
 
     Autocast is torch's to handle.
     """
-    if x.device.type != "cpu" or x.dtype is not weight.dtype or torch.is_autocast_enabled("cpu"):
+    if not _backend.fast() or x.device.type != "cpu" or x.dtype is not weight.dtype or torch.is_autocast_enabled("cpu"):
         return False
     saves = weight.size(-1) == 5 or fast(x, x.size(1), 4 * weight.size(0))
     return saves and 4 * x[:, 0].numel() * weight.numel() >= WORTH

@@ -12,11 +12,16 @@ from .. import _backend
 ACTIVATIONS = {"none": 1.0, "relu": 0.0}
 
 
+# What each op's definition in PyTorch is: exported programs have this in the place of the op.
+implementations: dict[str, Callable] = {}
+
+
 def define(name: str, signature: str, implementation: Callable, fake: Callable) -> None:
     """Define `i2ifast::name`, implemented for every device by `implementation`, which does its own choice of
     backend."""
     _backend.lib.define(name + signature, tags=(torch.Tag.pt2_compliant_tag,))
     _backend.lib.impl(name, implementation, "CompositeExplicitAutograd")
+    implementations[name] = implementation
     torch.library.register_fake(f"i2ifast::{name}", fake, lib=_backend.lib)
 
 

@@ -15,6 +15,7 @@ from i2ifast.data.pixels import images_below
 __all__ = ["SHOWN", "Inputs", "Options", "Settings", "folder"]
 
 SHOWN = ("image", "fake")
+TAKES = ("latent",)
 
 
 class Images(_items.Items):

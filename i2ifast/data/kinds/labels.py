@@ -15,6 +15,7 @@ from i2ifast.data.pixels import images_in, natural, pair, read_map, read_photo, 
 from i2ifast.labels import centre_offsets, plan
 
 SHOWN = ("label", "fake", "image")
+TAKES = ("label", "instance", "image")
 
 UNKNOWN = 255  # in files; class `label_nc` with contain_dontcare_label
 # Cityscapes' names have these after what pairs them, outermost first.

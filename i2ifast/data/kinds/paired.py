@@ -16,6 +16,7 @@ from i2ifast.data.pixels import images_in, pair, read_photo
 __all__ = ["SHOWN", "Inputs", "Options", "Settings", "folder"]
 
 SHOWN = ("a", "fake", "b")
+TAKES = ("a", "b")
 
 
 class Paired(_items.Items):

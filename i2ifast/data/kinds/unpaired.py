@@ -11,6 +11,7 @@ from i2ifast.data import _items
 from i2ifast.data.pixels import read_photo, to_tensor
 
 SHOWN = ("a", "fake", "b")
+TAKES = ("a", "b")
 
 
 @dataclass(frozen=True, kw_only=True)
