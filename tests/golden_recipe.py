@@ -86,6 +86,12 @@ INPUTS: dict[str, Callable[..., Tensor]] = {
 }
 
 
+def drawn(dist: str, name: str, shape: Sequence[int]) -> Tensor:
+    """Noise of a distribution; integers<N> are below N."""
+    kind = dist.rstrip("0123456789")
+    return INPUTS[kind](name, shape, *([int(dist.removeprefix(kind))] if kind != dist else []))
+
+
 def state_value(name: str, shape: Sequence[int], dtype: torch.dtype, gain: float) -> Tensor:
     """One state_dict entry, by the last part of its name and its rank."""
     leaf = name.rpartition(".")[2]
@@ -201,7 +207,7 @@ class Case:
     def noise(self, prefix: str) -> Iterator[Tensor]:
         """Noise whose names start with `prefix`, in draw order."""
         draws = [draw for draw in self.meta["noise"] if draw["name"].startswith(prefix)]
-        return iter([INPUTS[draw["dist"]](draw["name"], draw["shape"]) for draw in draws])
+        return iter([drawn(draw["dist"], draw["name"], draw["shape"]) for draw in draws])
 
     def tolerance(self, name: str, least: float = 1e-4) -> float:
         """Relative tolerance of what is recorded under `name`: from how much rounding moves it in the original.
