@@ -270,7 +270,7 @@ class System(_system.System):
         return images.split([maps.size(1), fake.size(1)], 1)
 
     def chosen(self, batch: Batch) -> Tensor:
-        """Features for the generator: of each region, a cluster of its label, drawn at random; zeros for other labels."""
+        """Features for the generator: for each region a random cluster of its label; zeros for labels without."""
         if not self.cluster_counts.any():
             raise ValueError("no image to take features from, and no clusters of features: see cluster_features")
         found = labels.regions(self.regions(batch), per_sample=True)
