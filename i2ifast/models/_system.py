@@ -11,6 +11,21 @@ from torch import Tensor, nn
 Batch = dict[str, Any]
 
 
+class _AdamInMemoryOrder(torch.optim.Adam):
+    """torch.optim.Adam that reads and writes channels_last tensors as they lie in memory.
+
+    On a CPU the fused one copies those twice, which takes five times as long as the step itself.
+    """
+
+    def _init_group(self, group: dict[str, Any], params: list[Tensor], *state: list[Tensor]) -> bool:
+        found = super()._init_group(group, params, *state)
+        for i, p in enumerate(params):
+            if p.dim() == 4 and not p.is_contiguous() and p.is_contiguous(memory_format=torch.channels_last):
+                for tensors in (params, *state[:3]):  # and gradients, and both averages
+                    tensors[i] = tensors[i].detach().permute(0, 2, 3, 1)
+        return found
+
+
 @dataclass(frozen=True)
 class Adam:
     """Settings of torch.optim.Adam for one phase."""
@@ -25,7 +40,7 @@ class Adam:
 
     def over(self, parameters: Iterable[Any]) -> torch.optim.Optimizer:
         """The optimizer of `parameters`, or groups of them."""
-        return self.kind(parameters, **vars(self), fused=True)
+        return _AdamInMemoryOrder(parameters, **vars(self), fused=True)
 
 
 @dataclass(frozen=True)
