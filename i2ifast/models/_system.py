@@ -17,12 +17,14 @@ class _AdamInMemoryOrder(torch.optim.Adam):
     On a CPU the fused one copies those twice, which takes five times as long as the step itself.
     """
 
-    def _init_group(self, group: dict[str, Any], params: list[Tensor], *state: list[Tensor]) -> bool:
-        found = super()._init_group(group, params, *state)
+    def _init_group(self, group: dict[str, Any], *lists: list[Tensor]) -> bool:
+        found = super()._init_group(group, *lists)
+        params, gradients, *averages = lists[:4]
         for i, p in enumerate(params):
             if p.dim() == 4 and not p.is_contiguous() and p.is_contiguous(memory_format=torch.channels_last):
-                for tensors in (params, *state[:3]):  # and gradients, and both averages
+                for tensors in (params, gradients, *averages):
                     tensors[i] = tensors[i].detach().permute(0, 2, 3, 1)
+                gradients[i] = gradients[i].contiguous()  # which may lie in another order
         return found
 
 
