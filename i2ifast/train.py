@@ -185,7 +185,7 @@ def train(
                 state.set_learning_rates()
                 batch = system.prepare(to_device(batch, device))
                 for phase in system.phases:
-                    if phase.when(state.step):
+                    if phase.when(state.step) and phase.epochs(state.epoch):
                         system.freeze_all_but(phase)
                         optimizer = state.optimizers[phase.name]
                         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -228,6 +228,8 @@ def ignore_interrupts(worker: int) -> None:
 def datasets(arguments: Arguments, system: System) -> tuple[Items, Items]:
     """What to train on, and what to show: what is held out, else the training items without random crops."""
     of_kind = kind(system.data)
+    if not isinstance(arguments.options, of_kind.Options):
+        raise ValueError(f"with these options {arguments.system} takes {system.data} data: choose a preset that does")
     settings, seed = of_kind.Settings.of(system, arguments.options), arguments.loop.seed
     training = of_kind.folder(arguments.data, arguments.phase, settings, seed, train=True)
     try:
@@ -274,7 +276,8 @@ def parse(args: Sequence[str]) -> Arguments:
     arguments = Arguments
     if known.system is not None:
         system = models.system(known.system)
-        config, options = system.Config(**system.PRESETS.get(known.preset, {})), kind(system.data).Options
+        config = system.Config(**system.PRESETS.get(known.preset, {}))
+        options = kind(system.data_of(config)).Options
         fields = [
             ("preset", Literal[tuple(system.PRESETS)] | None, None),
             ("options", tyro.conf.OmitArgPrefixes[options], field(default_factory=options)),

@@ -61,12 +61,20 @@ def translate(arguments: Arguments, device: torch.device) -> int:
     return count
 
 
-def kind_of(weights: Path, system: str | None) -> ModuleType:
+def kind_of(weights: Path, system: str | None, preset: str | None = None) -> ModuleType:
     """The kind of data of a system: the one named, or the one that a run folder or a checkpoint is of."""
-    names = [system]
+    found = []
+
+    def note(tensors: dict[str, Tensor], header: Header) -> None:
+        found.append((models.system(header["system"]), header["config"]))
+
     if system is None:
-        read(weights, lambda tensors, header: names.append(header["system"]), lambda text: None, lambda name: False)
-    return kind(models.system(names[-1]).data)
+        read(weights, note, lambda text: None, lambda name: False)
+    else:
+        named = models.system(system)
+        found.append((named, named.PRESETS.get(preset, {})))
+    cls, options = found[-1]
+    return kind(cls.data_of(cls.Config(**options)))
 
 
 def parse(args: Sequence[str]) -> Arguments:
@@ -74,10 +82,11 @@ def parse(args: Sequence[str]) -> Arguments:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--weights", type=Path)
     first.add_argument("--system")
+    first.add_argument("--preset")
     known, _ = first.parse_known_args(args)
     arguments = Arguments
     if known.weights is not None or known.system is not None:
-        inputs = kind_of(known.weights, known.system).Inputs
+        inputs = kind_of(known.weights, known.system, known.preset).Inputs
         fields = [("inputs", tyro.conf.OmitArgPrefixes[inputs])]
         arguments = make_dataclass("Arguments", fields, bases=(Arguments,), frozen=True, kw_only=True)
     return tyro.cli(arguments, args=args, prog="python -m i2ifast.translate", description=Arguments.__doc__)

@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from i2ifast.models import Adam
+from i2ifast.nn import conv as convolutions
 from i2ifast.nn.conv import Conv2d, ConvTranspose2d, NarrowConv2d, halves
+from i2ifast.ops import conv3x3
+
+
+@pytest.fixture(autouse=True)
+def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolutions, "WORTH", 0)
+
 
 PAIRS = {
     "strided": (Conv2d, nn.Conv2d, {"kernel_size": 3, "stride": 2, "padding": 1}),
@@ -61,3 +70,38 @@ def test_what_takes_the_faster_backward() -> None:
         assert not halves(conv, last)
     with torch.no_grad():
         assert not halves(conv, last)
+
+
+@pytest.mark.parametrize("padding", ["reflect", "replicate"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_gradient_reaches_all_that_padding_repeats(padding: str, layout: torch.memory_format) -> None:
+    g = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(2, 3, 4, 5, generator=g).double(), torch.randn(6, 3, 3, 3, generator=g).double()
+
+    def gradient(y: Tensor, of: Tensor) -> Tensor:
+        return torch.autograd.grad((y * torch.arange(y.numel()).view_as(y)).sum(), of)[0]
+
+    ours, plain = (t.contiguous(memory_format=layout).requires_grad_() for t in (x.clone(), x.clone()))
+    weight = weight.contiguous(memory_format=layout)
+    expected = nn.functional.conv2d(nn.functional.pad(plain, [1] * 4, mode=padding), weight)
+    torch.testing.assert_close(gradient(conv3x3(ours, weight, None, padding), ours), gradient(expected, plain))
+
+
+def test_adam_in_memory_order_is_adam() -> None:
+    shapes = [(6, 4, 3, 3), (6, 4, 1, 1), (6, 1, 3, 3), (5, 3), (7,)]
+    g = torch.Generator().manual_seed(0)
+    ours = [torch.randn(shape, generator=g) for shape in shapes]
+    ours = [t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for t in ours]
+    plain = [nn.Parameter(t.clone()) for t in ours]
+    ours = [nn.Parameter(t) for t in ours]
+    adams = Adam(1e-2, (0.5, 0.9), weight_decay=0.1).over(ours), torch.optim.Adam(plain, 1e-2, (0.5, 0.9), 1e-8, 0.1)
+    for _ in range(3):
+        for a, b in zip(ours, plain, strict=True):
+            b.grad = torch.randn(b.shape, generator=g)
+            a.grad = b.grad.clone()  # also in another layout than the parameter's
+        for adam in adams:
+            adam.step()
+    for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b)
+        torch.testing.assert_close(adams[0].state[a]["exp_avg_sq"], adams[1].state[b]["exp_avg_sq"])
+        assert adams[0].state[a]["exp_avg"].stride() == a.stride()

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from ..ops.conv3x3 import PADDINGS, conv3x3, fast
 
+WORTH = 1e8  # products of a convolution of stride 2 from which on copies for the gradient of its weight pay
+
 
 def is_3x3(conv: nn.Conv2d) -> bool:
     """Whether it is what ops.conv3x3 computes: stride 1, padding 1 of a kind it knows, no dilation, one group."""
@@ -61,7 +63,9 @@ def halves(conv: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> bool:
     shape = conv.kernel_size, conv.stride, conv.dilation, conv.groups
     trains = torch.is_grad_enabled() and conv.weight.requires_grad
     fits = shape == ((3, 3), (2, 2), (1, 1), 1) and not isinstance(conv.padding, str)
-    return fits and trains and not plain and x.dim() == 4 and x.device.type == "cpu" and not x.is_contiguous()
+    if not fits or not trains or plain or x.dim() != 4 or x.device.type != "cpu" or x.is_contiguous():
+        return False
+    return x[:, 0].numel() * conv.weight.numel() >= WORTH
 
 
 class Conv2d(nn.Conv2d):
@@ -76,6 +80,9 @@ class Conv2d(nn.Conv2d):
             return _ByPlanes.apply(x, weight, bias, self.stride, padding, self.dilation, False, (0, 0), 1)
         # Autocast, and what comes without a batch, are torch's to handle.
         if x.dim() != 4 or x.dtype is not weight.dtype or torch.is_autocast_enabled(x.device.type) or not is_3x3(self):
+            if is_resampling(self, x, weight):
+                geometry = self.stride, self.padding, self.dilation, False, (0, 0), self.groups
+                return _Resampling.apply(x, weight, bias, *geometry)
             return nn.Conv2d._conv_forward(self, x, weight, bias)
         return conv3x3(x, weight, bias, self.padding_mode)
 

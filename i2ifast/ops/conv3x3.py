@@ -74,14 +74,25 @@ def _add_frame(dx: Tensor, dy: Tensor, weight: Tensor, inner: int) -> None:
     """Add the gradient of the padding's pixels to those that they repeat, `inner` pixels away from the border."""
     n, c, h, w = dx.shape
     for here, there, tap in ((0, inner, 0), (h - 1, h - 1 - inner, 2)):
-        frame = conv2d_input((n, c, 1, w + 2), weight[:, :, tap, None], dy[:, :, here, None])[:, :, 0]
+        frame = _of_line(dy[:, :, here], weight[:, :, tap])
         row = frame[..., 1:-1].clone()
         row[..., inner] += frame[..., 0]
         row[..., w - 1 - inner] += frame[..., -1]
         dx[:, :, there] += row
     for here, there, tap in ((0, inner, 0), (w - 1, w - 1 - inner, 2)):
-        frame = conv2d_input((n, c, h + 2, 1), weight[:, :, :, tap, None], dy[:, :, :, here, None])
-        dx[:, :, :, there] += frame[:, :, 1:-1, 0]
+        dx[:, :, :, there] += _of_line(dy[:, :, :, here], weight[:, :, :, tap])[..., 1:-1]
+
+
+def _of_line(dy: Tensor, weight: Tensor) -> Tensor:
+    """Gradient of a line of pixels [N, C, L + 2], of a convolution along it: dy [N, O, L], weight [O, C, 3].
+
+    By products that read the weights where they are: copies of some, as a convolution makes, take longer than that.
+    """
+    rows = dy.transpose(1, 2)
+    line = dy.new_zeros(dy.size(0), dy.size(2) + 2, weight.size(1))
+    for tap in range(3):
+        line[:, tap : tap + dy.size(2)] += rows @ weight[..., tap]
+    return line.transpose(1, 2)
 
 
 def _dweight(x: Tensor, dy: Tensor, padding: str) -> Tensor:
