@@ -15,7 +15,7 @@ import torch
 import tyro
 
 from . import models
-from ._checkpoint import CheckpointError
+from ._checkpoint import CheckpointError, Header
 from ._pipeline import Pipeline, load, read
 from ._runlog import to_images
 from ._tiles import check
@@ -63,17 +63,13 @@ def translate(arguments: Arguments, device: torch.device) -> int:
 
 def kind_of(weights: Path, system: str | None, preset: str | None = None) -> ModuleType:
     """The kind of data of a system: the one named, or the one that a run folder or a checkpoint is of."""
-    found = []
-
-    def note(tensors: dict[str, Tensor], header: Header) -> None:
-        found.append((models.system(header["system"]), header["config"]))
-
     if system is None:
-        read(weights, note, lambda text: None, lambda name: False)
+        headers: list[Header] = []
+        read(weights, lambda tensors, header: headers.append(header), lambda text: None, lambda name: False)
+        cls, options = models.system(headers[-1]["system"]), headers[-1]["config"]
     else:
-        named = models.system(system)
-        found.append((named, named.PRESETS.get(preset, {})))
-    cls, options = found[-1]
+        cls = models.system(system)
+        options = cls.PRESETS.get(preset, {})
     return kind(cls.data_of(cls.Config(**options)))
 
 

@@ -80,9 +80,6 @@ class Conv2d(nn.Conv2d):
             return _ByPlanes.apply(x, weight, bias, self.stride, padding, self.dilation, False, (0, 0), 1)
         # Autocast, and what comes without a batch, are torch's to handle.
         if x.dim() != 4 or x.dtype is not weight.dtype or torch.is_autocast_enabled(x.device.type) or not is_3x3(self):
-            if is_resampling(self, x, weight):
-                geometry = self.stride, self.padding, self.dilation, False, (0, 0), self.groups
-                return _Resampling.apply(x, weight, bias, *geometry)
             return nn.Conv2d._conv_forward(self, x, weight, bias)
         return conv3x3(x, weight, bias, self.padding_mode)
 
