@@ -61,6 +61,7 @@ class Config:
     beta1: float = 0.5
     niter: int = 10  # epochs before the learning rate decays
     niter_decay: int = 10  # epochs of linear decay to zero
+    loadSize: int = 512  # width of frames
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
@@ -92,8 +93,8 @@ class Config:
 # fmt: off
 PRESETS: dict[str, dict[str, Any]] = {
     "cityscapes_512":  dict(fg=True),
-    "cityscapes_1024": dict(fg=True, n_scales_spatial=2),
-    "tiny":            dict(label_nc=5, ngf=8, ndf=8, n_blocks=3, n_downsample_G=2, n_frames_D=2),
+    "cityscapes_1024": dict(fg=True, n_scales_spatial=2, loadSize=1024),
+    "tiny":            dict(label_nc=12, loadSize=64, ngf=8, ndf=8, n_blocks=3, n_downsample_G=2, n_frames_D=2),
 }
 # fmt: on
 
@@ -328,6 +329,13 @@ class System(_system.System):
         if config.lambda_feat and config.vgg_weights:
             self.fixed["VGG"] = VGG19(config.vgg_weights)
 
+    @property
+    def data_settings(self) -> dict[str, Any]:
+        """Frames of the width loadSize, not cropped."""
+        size = self.config.loadSize
+        return {"instance": self.config.use_instance, "crop_size": size, "load_size": size,
+                "preprocess_mode": "scale_width"}  # fmt: skip
+
     def init_weights(self) -> None:
         """Convolutions N(0, 0.02), scales of norms N(1, 0.02), biases of norms zero."""
         for module in self.nets.modules():
@@ -468,8 +476,13 @@ class System(_system.System):
 
     @torch.no_grad()
     def translate(self, batch: Batch) -> dict[str, Tensor]:
-        """{"fake": [N * T', 3, H, W]}, the T' = T - n_frames_G + 1 frames of each video behind the first."""
-        return {"fake": self.generate(self.prepare(batch)["semantics"], self.first(batch)).fake.flatten(0, 1)}
+        """{"fake": [N * T', 3, H, W]}, the T' = T - n_frames_G + 1 frames of each video behind the first.
+
+        With them `label` and `image` of these frames, as far as they are given.
+        """
+        fake = self.generate(self.prepare(batch)["semantics"], self.first(batch)).fake
+        given = {name: batch[name][:, self.config.n_frames_G - 1 :].flatten(0, 1) for name in ("label", "image")}
+        return given | {"fake": fake.flatten(0, 1)}
 
     def load_original(self, path: str | Path, epoch: str = "latest") -> None:
         """Load <epoch>_net_{G0,G1,D,D_T0,...}.pth of a checkpoint folder; discriminators may be absent."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.random import Generator
 
-from i2ifast.data import _items
+from i2ifast.data import _items, _parts
 from i2ifast.data.pixels import images_in, natural, pair, read_map, read_photo, unpaired
 from i2ifast.labels import centre_offsets, plan
 
@@ -31,13 +31,11 @@ class Options(_items.Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(_items.Settings, Options):
+class Classes(_items.Settings):
+    """Settings of all kinds that have label maps."""
+
     label_nc: int
     contain_dontcare_label: bool = False  # 255 (unknown) is class label_nc
-    instance: bool = True  # read instance maps
-    add_dist: bool = False  # offsets of pixels from the centres of their objects, see `i2ifast.labels.centre_offsets`
-    plan_sizes: Sequence[tuple[int, int]] = ()  # levels of label plans that batches have made
-    plan_per_sample: bool = False  # keep the samples of a plan apart
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,6 +46,14 @@ class Settings(_items.Settings, Options):
     def num_classes(self) -> int:
         """Labels of items are 0 .. num_classes - 1."""
         return self.label_nc + self.contain_dontcare_label
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Classes, Options):
+    instance: bool = True  # read instance maps
+    add_dist: bool = False  # offsets of pixels from the centres of their objects, see `i2ifast.labels.centre_offsets`
+    plan_sizes: Sequence[tuple[int, int]] = ()  # levels of label plans that batches have made
+    plan_per_sample: bool = False  # keep the samples of a plan apart
 
 
 class Files(NamedTuple):
@@ -106,9 +112,8 @@ def _deepfashion(root: Path, phase: str) -> list[Files]:
 
 
 def _celebamask(root: Path, phase: str) -> list[Files]:
-    items = match(
-        images_in(root / "CelebAMask-HQ-mask-anno" / "all_parts_except_glasses"), (), images_in(root / "CelebA-HQ-img")
-    )
+    maps = images_in(root / _parts.FOLDER / _parts.MERGED) or _parts.faces(root)
+    items = match(maps, (), images_in(root / "CelebA-HQ-img"))
     if not items:
         return []
     held_out = {int(Path(line).stem) for line in (root / "val.txt").read_text().split()}
@@ -130,7 +135,8 @@ def find(root: str | Path, phase: str, layout: str = "auto") -> list[Files]:
     coco        {phase}_label, {phase}_inst, {phase}_img, and each with _portrait
     cityscapes  gtFine/{phase}/**/*_labelIds.png, *_instanceIds.png, leftImg8bit/{phase}/**/*.png
     ade20k      **/*_{phase}_*.png labels and .jpg photographs
-    celebamask  CelebAMask-HQ-mask-anno/all_parts_except_glasses, CelebA-HQ-img, val.txt with the names of phase "val"
+    celebamask  CelebAMask-HQ-mask-anno/all_parts_except_glasses, CelebA-HQ-img, val.txt with the names of phase "val";
+                where that folder is missing, the masks of parts CelebAMask-HQ-mask-anno/*/NNNNN_<part>.png are merged
     deepfashion cihp_{phase}_mask, {phase}
 
     Folders of instances or photographs may be missing as a whole; for single files see `match`. `auto` takes the one
@@ -150,12 +156,12 @@ def find(root: str | Path, phase: str, layout: str = "auto") -> list[Files]:
     return next(iter(found.values()))
 
 
-def read_label(path: str | Path, settings: Settings) -> np.ndarray:
+def read_label(path: str | Path, settings: Classes) -> np.ndarray:
     """Label map [H,W] int32, UNKNOWN being class label_nc with contain_dontcare_label.
 
     ValueError names file, value and maximum.
     """
-    label = read_map(path)
+    label = _parts.merge(Path(path)) if Path(path).suffix == _parts.SUFFIX else read_map(path)
     if settings.contain_dontcare_label:
         label[label == UNKNOWN] = settings.label_nc
     low, high = int(label.min()), int(label.max())
