@@ -13,7 +13,8 @@ SUFFIX = ".parts"  # of names that stand for all masks of a face
 # Classes of label maps, in the order in which masks are painted: what lies over others comes later. Glasses, which have
 # the class 16, are left out as in MERGED.
 CLASSES = {"skin": 1, "nose": 9, "l_eye": 5, "r_eye": 6, "l_brow": 3, "r_brow": 4, "l_ear": 7, "r_ear": 8, "mouth": 11,
-           "u_lip": 10, "l_lip": 12, "hair": 2, "hat": 15, "ear_r": 17, "neck_l": 18, "neck": 13, "cloth": 14}  # fmt: skip
+           "u_lip": 10, "l_lip": 12, "hair": 2, "hat": 15, "ear_r": 17, "neck_l": 18, "neck": 13,
+           "cloth": 14}  # fmt: skip
 
 
 def faces(root: Path) -> list[Path]:

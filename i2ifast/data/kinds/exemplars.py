@@ -4,6 +4,7 @@ What there is of labels: see `labels.find`. Which photograph is an exemplar for 
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -43,17 +44,18 @@ class Settings(Classes, Options):
 
 
 class Exemplars(_items.Items):
-    """Items of `names`, keys of `files`: label, image [3,H,W] float32 in [-1, 1], label_ref, ref, self_ref, path.
+    """Items of `files`, by name: label, image [3,H,W] float32 in [-1, 1], label_ref, ref, self_ref, path.
 
     label, label_ref: [1,H,W] int64, of poses [20,H,W] float32 (see `_pose.maps`), with glasses [2,H,W]. self_ref [] is
     1 where the exemplar is the image itself, else 0. The exemplar is cropped and mirrored by itself; it is drawn in
-    training, from the list as far as there is one, else it is the first of the list, or the next image.
+    training, from the `lists` of names in `pool` as far as there are, else it is the first of the list, or the next
+    image. `same` are names of images of the same person, which then stand for the image itself.
     """
 
     def __init__(
         self,
-        names: Sequence[str],
         files: dict[str, Files],
+        pool: dict[str, Files],
         lists: dict[str, list[str]],
         same: dict[str, list[str]],
         settings: Settings,
@@ -61,35 +63,35 @@ class Exemplars(_items.Items):
         seed: int = 0,
     ) -> None:
         super().__init__(settings, train, seed)
-        self.names, self.files, self.lists, self.same = list(names), files, lists, same
-        for name in self.names:
-            if files[name].image is None:
-                raise ValueError(f"{files[name].label}: has no photograph")
+        self.names, self.files, self.pool, self.lists, self.same = list(files), list(files.values()), pool, lists, same
+        for file in self.files:
+            if file.image is None:
+                raise ValueError(f"{file.label}: has no photograph")
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.files)
 
     def item(self, index: int, rng: Generator) -> _items.Item:
-        name = self.names[index]
-        reference, own = self.reference(index, rng)
-        label, image = self.pair(self.files[name], rng)
-        label_ref, ref = self.pair(self.files[reference], rng)
+        file = self.files[index]
+        exemplar, own = self.exemplar(index, rng)
+        label, image = self.pair(file, rng)
+        label_ref, ref = self.pair(exemplar, rng)
         item = {"label": label, "image": image, "label_ref": label_ref, "ref": ref}
-        return {**item, "self_ref": torch.tensor(float(own)), "path": str(self.files[name].label)}
+        return {**item, "self_ref": torch.tensor(float(own)), "path": str(file.label)}
 
-    def reference(self, index: int, rng: Generator) -> tuple[str, bool]:
-        """The name of the exemplar, and whether it is the image itself, or another of the same person."""
+    def exemplar(self, index: int, rng: Generator) -> tuple[Files, bool]:
+        """The exemplar, and whether it is the image itself, or another of the same person."""
         name, settings = self.names[index], self.settings
-        listed = [other for other in self.lists.get(name, ()) if other in self.files]
+        listed = [self.pool[other] for other in self.lists.get(name, ()) if other in self.pool]
         if not self.train:
-            return listed[0] if listed else self.names[(index + 1) % len(self.names)], False
-        other, hard, drawn = rng.random(), rng.random(), rng.random()  # always three, whatever the lists
+            return listed[0] if listed else self.files[(index + 1) % len(self)], False
+        other, hard, drawn = rng.random(3)  # always three, whatever the lists
         if other >= settings.real_reference_probability:
-            same = [each for each in self.same.get(name, ()) if each in self.files] or [name]
+            same = [self.pool[each] for each in self.same.get(name, ()) if each in self.pool] or [self.files[index]]
             return same[int(drawn * len(same))], True
         if listed:
             return listed[1 if len(listed) > 1 and hard < settings.hard_reference_probability else 0], False
-        return self.names[int(drawn * len(self.names))], False
+        return self.files[int(drawn * len(self))], False
 
     def pair(self, files: Files, rng: Generator) -> tuple[Tensor, Tensor]:
         """A label map or pose and its photograph, placed alike."""
@@ -110,41 +112,40 @@ def read_condition(files: Files, settings: Settings, size: tuple[int, int], wher
     return torch.cat([label, where.map((read_map(files.instance) > 0).astype(np.int32))])
 
 
-def find(root: Path, phase: str, layout: str) -> tuple[list[str], dict[str, Files]]:
-    """Names of the images of `phase`, and the files by name of all that may be their exemplars."""
+def find(root: Path, phase: str, layout: str) -> tuple[dict[str, Files], dict[str, Files]]:
+    """The files of `phase` by name, and those of the images that may be their exemplars: of phase "train" too."""
     if layout == "pose" or (layout == "auto" and (root / "pose").is_dir()):
         return _poses(root, phase)
-    parts = labels.find(root, phase, layout)
-    files = {key(str(item.label)): item for item in parts}
-    names = list(files)
+    own = pool = _named(labels.find(root, phase, layout))
     if phase != "train":
-        try:
-            files |= {key(str(item.label)): item for item in labels.find(root, "train", layout)}
-        except FileNotFoundError:
-            pass
+        with suppress(FileNotFoundError):
+            pool = own | _named(labels.find(root, "train", layout))
+    return own, pool
+
+
+def _named(files: Sequence[Files]) -> dict[str, Files]:
     # The mask of glasses is where other kinds have instance maps.
-    return names, {name: item._replace(instance=_parts.mask(item.label, "eye_g")) for name, item in files.items()}
+    return {key(file.label.stem): file._replace(instance=_parts.mask(file.label, "eye_g")) for file in files}
 
 
-def _poses(root: Path, phase: str) -> tuple[list[str], dict[str, Files]]:
+def _poses(root: Path, phase: str) -> tuple[dict[str, Files], dict[str, Files]]:
     """pose/**/*_candidate.txt and *_subset.txt with img/**; {phase}.txt, or all that val.txt does not name."""
-    candidates = sorted((root / "pose").rglob("*_candidate.txt"))
-    files = {}
-    for file in candidates:
+    pool = {}
+    for file in sorted((root / "pose").rglob("*_candidate.txt")):
         stem = file.relative_to(root / "pose").as_posix().removesuffix("_candidate.txt")
-        image = [f for f in (root / "img" / f"{stem}{end}" for end in (".jpg", ".png")) if f.exists()]
-        if not image:
+        images = [image for end in (".jpg", ".png") if (image := root / "img" / f"{stem}{end}").exists()]
+        if not images:
             raise FileNotFoundError(f"{file}: no photograph img/{stem}.jpg")
-        files[stem] = Files(file, image=image[0])
-    names = _lines(root / f"{phase}.txt")
-    held_out = {key(name, poses=True) for name in _lines(root / "val.txt")}
-    named = [key(name, poses=True) for name in names] or [name for name in files if name not in held_out]
-    if not names and phase != "train" or not files:
+        pool[stem] = Files(file, image=images[0])
+    names, held_out = ([key(line, poses=True) for line in _lines(root / f"{name}.txt")] for name in (phase, "val"))
+    if phase == "train" and not names:
+        names = [name for name in pool if name not in held_out]
+    if not names or not pool:
         raise FileNotFoundError(f"{root}: no {phase}.txt, or no poses in {root / 'pose'}")
-    for name in named:
-        if name not in files:
+    for name in names:
+        if name not in pool:
             raise FileNotFoundError(f"{root / f'{phase}.txt'}: {name} has no pose in {root / 'pose'}")
-    return named, files
+    return {name: pool[name] for name in names}, pool
 
 
 def key(name: str, poses: bool = False) -> str:
@@ -176,10 +177,10 @@ def folder(root: str | Path, phase: str, settings: Settings, seed: int = 0, trai
     same person. FileNotFoundError where there is nothing.
     """
     root = Path(root)
-    names, files = find(root, phase, settings.dataset_mode)
-    poses = files[names[0]].label.suffix == ".txt"
+    files, pool = find(root, phase, settings.dataset_mode)
+    poses = next(iter(files.values())).label.suffix == ".txt"
     lists = candidates(root, "_ref.txt" if phase == "train" else "_ref_test.txt", poses)
-    return Exemplars(names, files, lists, candidates(root, "_self_pair.txt", poses), settings, train, seed)
+    return Exemplars(files, pool, lists, candidates(root, "_self_pair.txt", poses), settings, train, seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,10 +199,8 @@ class Inputs:
         """
         settings, maps = Settings.of(system), _items.images_of(self.labels)
         photos = _items.images_of(self.exemplars)
-        exemplars = [
-            Files(*files)
-            for files in zip(pair(photos, images_in(self.exemplar_labels)), [None] * len(photos), photos, strict=True)
-        ]  # noqa: E501
+        of_photos = pair(photos, images_in(self.exemplar_labels))
+        exemplars = [Files(label, image=photo) for label, photo in zip(of_photos, photos, strict=True)]
 
         def item(number: int, file: Path) -> _items.Item:
             exemplar = exemplars[number % len(exemplars)]
