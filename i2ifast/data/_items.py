@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from .pixels import Geometry, Preprocess, geometry, images_in, read_photo
 
 Item = dict[str, Any]
+Role = Literal["photograph", "label map", "instance map", "mask"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,10 @@ class Items(Dataset):
         raise NotImplementedError
 
     def item(self, index: int, rng: Generator) -> Item:
+        raise NotImplementedError
+
+    def sources(self, index: int) -> list[tuple[Role, Path]]:
+        """The files that are this item's own, and what each is read as."""
         raise NotImplementedError
 
     def __getitem__(self, key: int | tuple[int, int]) -> Item:

@@ -52,17 +52,21 @@ def images_below(folder: Path) -> list[Path]:
     ]
 
 
+class MissingPartner(FileNotFoundError):
+    """There are files of one side without partner on the other."""
+
+
 def pair(files: Iterable[Path], others: Iterable[Path], endings: tuple[str, ...] = ()) -> list[Path]:
     """For each of `files` its partner in `others`: the same name without extension, leading zeros and one of `endings`.
 
-    FileNotFoundError names the files of a side without partner, ValueError two files of one side with the same name.
+    MissingPartner names the files of a side without partner, ValueError two files of one side with the same name.
     """
     left, right = _by_name(files, endings), _by_name(others, endings)
     for names, partners in ((left, right), (right, left)):
         if alone := [str(file) for name, file in names.items() if name not in partners]:
             folder = next(iter(partners.values())).parent if partners else "an empty list of files"
             more = f", nor of {', '.join(alone[1:])}" if alone[1:] else ""
-            raise FileNotFoundError(f"{alone[0]}: no file of that name (extension apart) in {folder}{more}")
+            raise MissingPartner(f"{alone[0]}: no file of that name (extension apart) in {folder}{more}")
     return [right[name] for name in left]
 
 

@@ -86,6 +86,9 @@ class Boxes(_items.Items):
     def __len__(self) -> int:
         return len(self.files)
 
+    def sources(self, index: int) -> list[tuple[_items.Role, Path]]:
+        return labels.sources_of(self.files[index]._replace(instance=None))
+
     def item(self, index: int, rng: Generator) -> _items.Item:
         file, boxes = self.files[index], self.boxes[index]
         image = read_photo(file.image)

@@ -56,6 +56,9 @@ class Domains(_items.Items):
         files = self.domains[domain]
         return domain, [files[int(rng.integers(len(files)))] for _ in range(count)]
 
+    def sources(self, index: int) -> list[tuple[_items.Role, Path]]:
+        return [("photograph", self.files[index][1])]
+
     def item(self, index: int, rng: Generator) -> _items.Item:
         domain, file = self.files[index]
         if self.settings.balanced and self.train:

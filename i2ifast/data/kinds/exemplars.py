@@ -16,7 +16,7 @@ from torch import Tensor
 
 from i2ifast.data import _items, _parts, _pose
 from i2ifast.data.kinds import labels
-from i2ifast.data.kinds.labels import Classes, Files, read_label
+from i2ifast.data.kinds.labels import Classes, Files, read_label, sources_of
 from i2ifast.data.pixels import Geometry, images_in, pair, read_map, read_photo
 
 SHOWN = ("label", "ref", "fake", "image")
@@ -70,6 +70,13 @@ class Exemplars(_items.Items):
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def sources(self, index: int) -> list[tuple[_items.Role, Path]]:
+        file = self.files[index]
+        mask = [("mask", file.instance)] if file.instance else []
+        if file.label.suffix == ".txt":
+            return [("photograph", file.image)]
+        return [*sources_of(file._replace(instance=None)), *mask]
 
     def item(self, index: int, rng: Generator) -> _items.Item:
         file = self.files[index]

@@ -51,6 +51,10 @@ class Inpainting(_items.Items):
     def __len__(self) -> int:
         return len(self.files)
 
+    def sources(self, index: int) -> list[tuple[_items.Role, Path]]:
+        mask = [("mask", self.masks[index])] if index < len(self.masks) else []
+        return [("photograph", self.files[index]), *mask]
+
     def item(self, index: int, rng: Generator) -> _items.Item:
         image = self.photo(self.files[index], rng)
         height, width = image.shape[1:]

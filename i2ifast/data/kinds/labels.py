@@ -64,6 +64,12 @@ class Files(NamedTuple):
     image: Path | None = None
 
 
+def sources_of(files: Files) -> list[tuple[_items.Role, Path]]:
+    """The files that there are, and what each is read as."""
+    found = (("label map", files.label), ("instance map", files.instance), ("photograph", files.image))
+    return [(role, file) for role, file in found if file is not None]
+
+
 def match(labels: Sequence[Path], instances: Sequence[Path] = (), images: Sequence[Path] = ()) -> list[Files]:
     """Label maps with their instance maps and photographs by name (`pixels.pair`); either of those may be empty.
 
@@ -161,7 +167,16 @@ def read_label(path: str | Path, settings: Classes) -> np.ndarray:
 
     ValueError names file, value and maximum.
     """
-    label = _parts.merge(Path(path)) if Path(path).suffix == _parts.SUFFIX else read_map(path)
+    return checked(read_classes(path), path, settings)
+
+
+def read_classes(path: str | Path) -> np.ndarray:
+    """What a file of classes, or of the parts of a face, says: [H,W] int32."""
+    return _parts.merge(Path(path)) if Path(path).suffix == _parts.SUFFIX else read_map(path)
+
+
+def checked(label: np.ndarray, path: str | Path, settings: Classes) -> np.ndarray:
+    """See `read_label`."""
     if settings.contain_dontcare_label:
         label[label == UNKNOWN] = settings.label_nc
     low, high = int(label.min()), int(label.max())
@@ -189,6 +204,9 @@ class LabelDataset(_items.Items):
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def sources(self, index: int) -> list[tuple[_items.Role, Path]]:
+        return sources_of(self.files[index])
 
     def item(self, index: int, rng: Generator) -> _items.Item:
         file, settings = self.files[index], self.settings

@@ -37,6 +37,9 @@ class Paired(_items.Items):
     def __len__(self) -> int:
         return len(self.files)
 
+    def sources(self, index: int) -> list[tuple[_items.Role, Path]]:
+        return [("photograph", file) for file in self.files[index]]
+
     def item(self, index: int, rng: Generator) -> _items.Item:
         files = self.files[index]
         a, b = halves(files[0], self.settings) if len(files) == 1 else map(read_photo, files)

@@ -40,6 +40,9 @@ class Sketches(_items.Items):
     def __len__(self) -> int:
         return len(self.files)
 
+    def sources(self, index: int) -> list[tuple[_items.Role, Path]]:
+        return [("photograph", self.files[index][1])]
+
     def item(self, index: int, rng: Generator) -> _items.Item:
         number, file = self.files[index]
         both = read_photo(file)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from i2ifast.data import _items
 from i2ifast.data._optical_flow import estimate, read_flow, warp
-from i2ifast.data.kinds.labels import ENDINGS, Classes, read_instances, read_label
+from i2ifast.data.kinds.labels import ENDINGS, Classes, read_instances, read_label, sources_of
 from i2ifast.data.pixels import Geometry, images_in, natural, pair, read_photo
 
 SHOWN = ("label", "fake", "image")
@@ -79,6 +79,9 @@ class Videos(_items.Items):
 
     def __len__(self) -> int:
         return len(self.sequences)
+
+    def sources(self, index: int) -> list[tuple[_items.Role, Path]]:
+        return [source for frame in self.sequences[index] for source in sources_of(frame)]
 
     def item(self, index: int, rng: Generator) -> _items.Item:
         frames, settings = self.sequences[index], self.settings
