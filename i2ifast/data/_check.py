@@ -1,12 +1,9 @@
 """Looking at every file of a data set, as training would read it, without stopping at the first that is wrong."""
 
 import io
-import multiprocessing
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
@@ -14,10 +11,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 
 from ._items import Items, Role, Settings
 from ._parts import SUFFIX
 from .kinds.labels import checked, read_classes
+from .loader import start_method
 from .pixels import MissingPartner, _open, read_map, read_photo
 
 UPRIGHT = 1  # the EXIF orientation of most
@@ -77,14 +76,22 @@ def photo_warnings(image: Image.Image) -> Iterator[str]:
         yield "16 bits per channel, of which the upper 8 are read"
 
 
-def look_at_item(dataset: Items, index: int) -> tuple[list[Seen], str]:
-    """All files of an item, and why it cannot be read, if so."""
-    found = [look(role, file, dataset.settings) for role, file in dataset.sources(index)]
-    try:
-        dataset[index]
-    except (ValueError, OSError) as error:
-        return found, str(error)
-    return found, ""
+class Looks(Dataset):
+    """For every item what is seen of its files, and why it cannot be read, if so."""
+
+    def __init__(self, items: Items) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[list[Seen], str]:
+        found = [look(role, file, self.items.settings) for role, file in self.items.sources(index)]
+        try:
+            self.items[index]
+        except (ValueError, OSError) as error:
+            return found, str(error)
+        return found, ""
 
 
 def items_of(kind: ModuleType, root: Path, phase: str, options: Any, **chosen: Any) -> Items:
@@ -138,21 +145,14 @@ def check(kind: ModuleType, root: Path, phases: Iterable[str], options: Any, wor
 
 def _look_at_all(dataset: Items, report: Report, workers: int) -> list[Seen]:
     found: dict[Path, Seen] = {}
-    for seen, error in _map(partial(look_at_item, dataset), range(len(dataset)), workers):
+    context = start_method(workers)
+    for seen, error in DataLoader(Looks(dataset), None, num_workers=workers, multiprocessing_context=context):
         found |= {each.file: each for each in seen}
-        if error and not any(each.error == error for each in seen):
+        if error and not any(each.error and error.startswith(str(each.file)) for each in seen):
             report.errors.append(error)
     report.errors += [seen.error for seen in found.values() if seen.error]
     report.warnings += [f"{seen.file}: {text}" for seen in found.values() for text in seen.warnings]
     return list(found.values())
-
-
-def _map(function: partial, indices: range, workers: int) -> Iterator[tuple[list[Seen], str]]:
-    if not workers:
-        yield from map(function, indices)
-        return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(function, indices, chunksize=max(1, min(64, len(indices) // (4 * workers))))
 
 
 def duplicates(seen: dict[str, list[Seen]]) -> list[str]:
