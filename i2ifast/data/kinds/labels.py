@@ -120,7 +120,7 @@ def _deepfashion(root: Path, phase: str) -> list[Files]:
 def _celebamask(root: Path, phase: str) -> list[Files]:
     maps = images_in(root / _parts.FOLDER / _parts.MERGED) or _parts.faces(root)
     items = match(maps, (), images_in(root / "CelebA-HQ-img"))
-    if not items:
+    if not items or phase not in ("train", "val"):
         return []
     held_out = {int(Path(line).stem) for line in (root / "val.txt").read_text().split()}
     return [item for item in items if (int(item.label.stem) in held_out) == (phase == "val")]
