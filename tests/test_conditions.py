@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from i2ifast._runlog import grid
 from i2ifast.data import _pose, procedural
 from i2ifast.data.kinds import boxes, exemplars, labels
 from i2ifast.data.pixels import Geometry
@@ -181,3 +182,10 @@ def test_what_is_retrieved_has_similar_boxes_and_is_not_the_image_itself(tmp_pat
     item = data[3]
     assert (item["retrieved"] == -1).sum() == 3 * 64 and item["boxes"][2].sum() == 64
     assert ((item["label"][0] == 2) == item["boxes"][2].bool()).all()  # mirrored alike
+
+
+def test_poses_are_shown_in_colours(tmp_path: Path) -> None:
+    pose(tmp_path, "MEN/id_1/01_front", 20)
+    data = exemplars.folder(tmp_path, "train", exemplars.Settings(label_nc=20, crop_size=32, load_size=32))
+    batch = data.collate([data[0], data[0]])
+    assert grid([batch[name] for name in exemplars.SHOWN if name in batch]).size == (3 * 32, 2 * 32)

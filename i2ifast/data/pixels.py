@@ -14,6 +14,8 @@ from numpy.random import Generator
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ._cache import Cache
+
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"))
 DEEP = frozenset(("I", "I;16", "I;16L", "I;16B", "F"))  # Pillow modes of more than 8 bits per channel
 
@@ -116,6 +118,55 @@ def read_photo(path: str | Path, channels: int = 3) -> Image.Image:
     return image.convert({1: "L", 3: "RGB"}[channels])
 
 
+class Photo:
+    """A picture, or the left (0) or right (1) half of one; see `read_photo`. With a cache it is decoded when need be.
+
+    `size` is its (width, height).
+    """
+
+    def __init__(self, file: Path, channels: int = 3, cache: Cache | None = None, half: int | None = None) -> None:
+        self.file, self.channels, self.cache, self.half = file, channels, cache, half
+        self.image = None if cache else self._read()
+        self.size = self.image.size if self.image else self._remembered_size()
+
+    def _remembered_size(self) -> tuple[int, int]:
+        sides = self.cache.get(self.file, "size", (8, 1), lambda: np.array([size_of(self.file)], "<i4").view(np.uint8))
+        width, height = (int(side) for side in sides.view("<i4")[0])
+        return (width if self.half is None else width // 2), height
+
+    def _read(self) -> Image.Image:
+        image = read_photo(self.file, self.channels)
+        if self.half is None:
+            return image
+        width = image.width // 2
+        return image.crop((self.half * width, 0, (self.half + 1) * width, image.height))
+
+    def crop(self, box: tuple[int, int, int, int]) -> Image.Image:
+        return (self.image or self._read()).crop(box)
+
+    def resize(self, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
+        if not self.cache:
+            return self.image.resize(size, resample)
+
+        def make() -> np.ndarray:
+            return np.array(self._read().resize(size, resample))
+
+        key = (self.channels, self.half, int(resample))
+        return Image.fromarray(self.cache.get(self.file, key, size, make))
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """(width, height), upright, without decoding; ValueError naming a file that is no image."""
+    try:
+        with Image.open(path) as image:
+            sideways = image.getexif().get(0x0112, 1) >= 5
+            return image.size[::-1] if sideways else image.size
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: not a readable image ({error})") from error
+
+
 def to_tensor(image: Image.Image) -> Tensor:
     """[3,H,W], of a grey image [1,H,W], float32 in [-1, 1]."""
     pixels = torch.from_numpy(np.array(image)).view(image.height, image.width, -1)
@@ -156,11 +207,11 @@ class Geometry(NamedTuple):
     flip: bool
     part: tuple[int, int, int, int] | None = None
 
-    def __call__(self, image: Image.Image, resample: Image.Resampling) -> Image.Image:
+    def __call__(self, image: Image.Image | Photo, resample: Image.Resampling) -> Image.Image:
         image = (image.crop(self.part) if self.part else image).resize(self.size, resample).crop(self.box)
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flip else image
 
-    def photo(self, image: Image.Image) -> Tensor:
+    def photo(self, image: Image.Image | Photo) -> Tensor:
         """Bicubic; see `to_tensor`."""
         return to_tensor(self(image, Image.Resampling.BICUBIC))
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from i2ifast.data import _items
 from i2ifast.data.kinds import labels
 from i2ifast.data.kinds.labels import Classes, Files, read_label
-from i2ifast.data.pixels import Geometry, read_map, read_photo
+from i2ifast.data.pixels import Geometry, read_map, size_of
 
 SHOWN = ("label", "fake", "image")
 
@@ -91,7 +91,7 @@ class Boxes(_items.Items):
 
     def item(self, index: int, rng: Generator) -> _items.Item:
         file, boxes = self.files[index], self.boxes[index]
-        image = read_photo(file.image)
+        image = self.open(file.image)
         where = self.place(image.size, rng, file.image)
         item = {"boxes": placed(boxes, where, image.size, self.settings.num_classes), "image": where.photo(image)}
         item["label"] = where.map(read_label(file.label, self.settings))
@@ -142,7 +142,7 @@ def read_boxes(root: Path, phase: str, files: Sequence[Files], settings: Setting
         raise FileNotFoundError(f"{root}: no {phase}_boxes.json, no folder {phase}_boxes and no instance maps")
     found = []
     for file, (source, boxes) in zip(files, given, strict=True):
-        width, height = read_photo(file.image).size if file.image else read_map(file.label).shape[::-1]
+        width, height = size_of(file.image or file.label)
         found.append(_checked(np.array(boxes, dtype=float).reshape(-1, 5), settings.num_classes, source))
         found[-1][:, 1:] /= (width, height, width, height)
     return found

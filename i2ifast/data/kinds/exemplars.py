@@ -102,7 +102,7 @@ class Exemplars(_items.Items):
 
     def pair(self, files: Files, rng: Generator) -> tuple[Tensor, Tensor]:
         """A label map or pose and its photograph, placed alike."""
-        image = read_photo(files.image)
+        image = self.open(files.image)
         where = self.place(image.size, rng, files.image)
         return read_condition(files, self.settings, image.size, where), where.photo(image)
 

@@ -11,7 +11,7 @@ import torch
 from numpy.random import Generator
 
 from i2ifast.data import _items, _parts
-from i2ifast.data.pixels import images_in, natural, pair, read_map, read_photo, unpaired
+from i2ifast.data.pixels import images_in, natural, pair, read_map, unpaired
 from i2ifast.labels import centre_offsets, plan
 
 SHOWN = ("label", "fake", "image")
@@ -219,11 +219,11 @@ class LabelDataset(_items.Items):
         if settings.instance:
             item["instance"] = where.map(read_instances(file.instance, file.label, label))
         if file.image is not None:
-            image = read_photo(file.image)
+            image = self.open(file.image)
             rounding = max(*image.size, width, height)  # one pixel of the smaller of the two
-            if abs(image.width * height - image.height * width) > rounding:
+            if abs(image.size[0] * height - image.size[1] * width) > rounding:
                 raise ValueError(
-                    f"{file.image}: {image.width}x{image.height} pixels upright, another shape than "
+                    f"{file.image}: {image.size[0]}x{image.size[1]} pixels upright, another shape than "
                     f"its label map's {width}x{height}"
                 )
             item["image"] = where.photo(image)

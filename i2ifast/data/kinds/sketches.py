@@ -11,7 +11,6 @@ from numpy.random import Generator
 from i2ifast.data import _items
 from i2ifast.data._items import Options
 from i2ifast.data.kinds import domains
-from i2ifast.data.pixels import read_photo
 
 __all__ = ["SHOWN", "Inputs", "Options", "Settings", "folder"]
 
@@ -45,9 +44,7 @@ class Sketches(_items.Items):
 
     def item(self, index: int, rng: Generator) -> _items.Item:
         number, file = self.files[index]
-        both = read_photo(file)
-        half = both.width // 2
-        sketch, image = (both.crop((x, 0, x + half, both.height)) for x in (0, half))
+        sketch, image = (self.open(file, half=half) for half in (0, 1))
         where = self.place(sketch.size, rng, file)
         item = {"sketch": where.photo(sketch), "image": where.photo(image)}
         return {**item, "domain": torch.tensor(number), "path": str(file)}

@@ -87,13 +87,13 @@ class Videos(_items.Items):
         frames, settings = self.sequences[index], self.settings
         start = int(rng.integers(len(frames) - settings.frames + 1)) if self.train else 0
         clip = frames[start : start + settings.frames]
-        photos = [read_photo(frame.image) for frame in clip]
+        photos = [self.open(frame.image) for frame in clip]
         where = self.place(photos[0].size, rng, clip[0].image)
         maps = [maps_of(frame, settings, photos[0].size) for frame in clip]
         item = {name: torch.stack([where.map(each[name]) for each in maps]) for name in maps[0]}
         for frame, photo in zip(clip, photos, strict=True):
             if photo.size != photos[0].size:
-                raise ValueError(f"{frame.image}: {photo.width}x{photo.height} pixels, other than {clip[0].image}")
+                raise ValueError(f"{frame.image}: {photo.size[0]}x{photo.size[1]} pixels, other than {clip[0].image}")
         item["image"] = torch.stack([where.photo(photo) for photo in photos])
         ahead = settings.n_frames_G - 1
         item["flow"] = flows(clip[ahead:], where, item["image"][ahead - 1 :])
