@@ -177,8 +177,8 @@ def test_what_is_retrieved_has_similar_boxes_and_is_not_the_image_itself(tmp_pat
         plain(tmp_path / f"train_img/{n}.png", n, mode="RGB")
     settings = boxes.Settings(label_nc=3, crop_size=32, aspect_ratio=1.0, preprocess_mode="none")
     data = boxes.folder(tmp_path, "train", settings, train=True)
-    assert data.bank.nearest(data.boxes[0], 3, data.files[0].label)[0] == 1
-    assert data.bank.nearest(data.boxes[3], 3, data.files[3].label)[0] == 2
+    assert data.bank.nearest(data.boxes[0], data.files[0].label)[0] == 1
+    assert data.bank.nearest(data.boxes[3], data.files[3].label)[0] == 2
     item = data[3]
     assert (item["retrieved"] == -1).sum() == 3 * 64 and item["boxes"][2].sum() == 64
     assert ((item["label"][0] == 2) == item["boxes"][2].bool()).all()  # mirrored alike

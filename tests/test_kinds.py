@@ -262,3 +262,24 @@ def test_sketches_are_halves(tmp_path: Path) -> None:
     assert found == [(0, 10, 0), (1, 11, 1)]
     with pytest.raises(ValueError, match=r"2 classes \(cat, dog\), but the system has 14"):
         sketches.folder(tmp_path, "train", sketches.Settings(num_classes=14))
+
+
+def test_attributes_of_celeba(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(domains, "HELD_OUT", 2)
+    rows = [f"{n:06d}.jpg {1 if n % 2 else -1} {1 if n > 2 else -1} -1" for n in range(1, 7)]
+    (tmp_path / "list_attr_celeba.txt").write_text("\n".join(["6", "Odd Late Never", *rows]) + "\n")
+    for n in range(1, 7):
+        save(tmp_path / f"images/{n:06d}.jpg", (100, 100, 100))
+    settings = domains.Settings(**SMALL, selected_attrs=("Late", "Odd"))
+    train, val = (domains.folder(tmp_path, phase, settings) for phase in ("train", "val"))
+    found = {int(Path(item["path"]).stem): item["attributes"].tolist() for data in (train, val) for item in
+             (data[i] for i in range(len(data)))}  # fmt: skip
+    assert (len(train), len(val)) == (4, 2) and found == {n: [n > 2, n % 2] for n in range(1, 7)}
+    with pytest.raises(ValueError, match="no attributes Big; there are Odd, Late, Never"):
+        domains.folder(tmp_path, "train", domains.Settings(selected_attrs=("Big",)))
+    config = SimpleNamespace(crop_size=16, selected_attrs=("Late", "Odd"))
+    system = SimpleNamespace(config=config, data_settings={})
+    (batch,) = domains.Inputs(images=tmp_path / "images", attributes=("Odd",)).batches(system, 6)
+    assert batch["attributes"].tolist() == [[0, 1]] * 6
+    with pytest.raises(ValueError, match="attributes Big: the system has"):
+        next(domains.Inputs(images=tmp_path / "images", attributes=("Big",)).batches(system, 6))

@@ -27,6 +27,7 @@ RETRIEVED = 3  # label maps with every item
 NOTHING = -1  # in those, where their objects were
 OBJECTS = 1000  # instance numbers from here on are of objects, class * 1000 + n
 COARSE = 16  # side of the maps in which boxes are compared
+BITS = np.array([number.bit_count() for number in range(256)], np.uint8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +40,21 @@ class Bank:
 
     def __init__(self, files: Sequence[Files], boxes: Sequence[np.ndarray], num_classes: int) -> None:
         self.files, self.boxes = list(files), list(boxes)
-        self.coarse = np.stack([rasterise(each, num_classes, COARSE, COARSE).reshape(-1) > 0 for each in boxes])
+        self.num_classes = num_classes
+        self.coarse = np.stack([self._coarse(each) for each in boxes])
+        self.areas = BITS[self.coarse].sum((1, 2), dtype=np.int64)
 
-    def nearest(self, boxes: np.ndarray, num_classes: int, without: Path | None = None) -> list[int]:
+    def _coarse(self, boxes: np.ndarray) -> np.ndarray:
+        """Small maps of boxes, [num_classes, COARSE * COARSE / 8] uint8 with eight pixels in a number."""
+        maps = rasterise(boxes, self.num_classes, COARSE, COARSE) > 0
+        return np.packbits(maps.reshape(self.num_classes, -1), axis=1)
+
+    def nearest(self, boxes: np.ndarray, without: Path | None = None) -> list[int]:
         """The numbers of the images whose boxes have the highest intersection over union with these."""
-        wanted = rasterise(boxes, num_classes, COARSE, COARSE).reshape(-1) > 0
-        common = (self.coarse & wanted).sum(1)
-        score = common / np.maximum(1, (self.coarse | wanted).sum(1))
+        wanted = self._coarse(boxes)
+        shown = wanted.any(1)
+        common = BITS[self.coarse[:, shown] & wanted[shown]].sum((1, 2), dtype=np.int64)
+        score = common / np.maximum(1, self.areas + BITS[wanted].sum(dtype=np.int64) - common)
         order = [int(n) for n in np.argsort(-score, kind="stable") if self.files[n].label != without]
         if not order:
             raise ValueError(f"{without}: there is no other label map to retrieve")
@@ -112,7 +121,7 @@ def placed(boxes: np.ndarray, where: Geometry, size: tuple[int, int], num_classe
 def retrieve(bank: Bank, boxes: np.ndarray, where: Geometry, settings: Settings, own: Path | None) -> Tensor:
     """[3,H,W] int64: label maps of the images with the most similar boxes but `own`, -1 within their boxes."""
     found = []
-    for number in bank.nearest(boxes, settings.num_classes, own):
+    for number in bank.nearest(boxes, own):
         label = read_label(bank.files[number].label, settings)
         covered = rasterise(bank.boxes[number], settings.num_classes, *label.shape).any(0)
         found.append(where.map(np.where(covered, NOTHING, label).astype(np.int32)))

@@ -1,5 +1,6 @@
 """Photographs of several domains: a folder each in {phase}, or below the root; sorted names are numbers 0, 1, ..."""
 
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,6 +15,8 @@ from i2ifast.data.pixels import images_below, natural, read_photo, to_tensor
 
 __all__ = ["SHOWN", "Inputs", "Options", "Settings", "folder"]
 
+HELD_OUT = 1999  # photographs of CelebA
+
 SHOWN = ("image", "reference", "fake")
 
 
@@ -22,6 +25,7 @@ class Settings(_items.Settings):
     num_domains: int | None = None  # how many the system has; None takes as many as there are
     num_references: int = 2  # photographs of another domain that items have: none, reference, or reference2 too
     balanced: bool = False  # in training draw the domain of an item, then a photograph of it
+    selected_attrs: Sequence[str] = ()  # of CelebA, instead of domains
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,6 +77,46 @@ class Domains(_items.Items):
         return item
 
 
+class Attributes(_items.Items):
+    """Items {image [3,H,W] float32 in [-1, 1], attributes [C] float32, 1 or 0, path} of CelebA's photographs."""
+
+    def __init__(
+        self, files: Sequence[tuple[Path, Sequence[bool]]], settings: Settings, train: bool = False, seed: int = 0
+    ) -> None:
+        super().__init__(settings, train, seed)
+        self.files = list(files)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def sources(self, index: int) -> list[tuple[_items.Role, Path]]:
+        return [("photograph", self.files[index][0])]
+
+    def item(self, index: int, rng: Generator) -> _items.Item:
+        file, has = self.files[index]
+        attributes = torch.tensor(has, dtype=torch.float32)
+        return {"image": self.photo(file, rng), "attributes": attributes, "path": str(file)}
+
+
+def attributes_of(root: Path, phase: str, selected: Sequence[str]) -> list[tuple[Path, list[bool]]]:
+    """The photographs in `root`/images and which of the attributes each has, from `root`/list_attr_celeba.txt.
+
+    The first 1999 after StarGAN's shuffle are of phase "val", the others of "train". ValueError names attributes that
+    there are not; FileNotFoundError where there is no such phase.
+    """
+    listing = root / "list_attr_celeba.txt"
+    _, names, *rows = listing.read_text().splitlines()
+    columns = {name: number for number, name in enumerate(names.split())}
+    if missing := [name for name in selected if name not in columns]:
+        raise ValueError(f"{listing}: no attributes {', '.join(missing)}; there are {', '.join(columns)}")
+    random.Random(1234).shuffle(rows)
+    parts = {"val": rows[:HELD_OUT], "train": rows[HELD_OUT:]}
+    if not parts.get(phase):
+        raise FileNotFoundError(f"{listing}: nothing of phase {phase!r}, {len(rows)} photographs in all")
+    values = [line.split() for line in parts[phase]]
+    return [(root / "images" / name, [has[columns[each]] == "1" for each in selected]) for name, *has in values]
+
+
 def find(root: Path, phase: str) -> dict[str, list[Path]]:
     """The photographs of each domain of `phase`, domains in the order of their names, in the first of these there is:
 
@@ -116,8 +160,12 @@ def number(domain: str, data: Path | None, count: int | None) -> int:
     return int(domain)
 
 
-def folder(root: str | Path, phase: str, settings: Settings, seed: int = 0, train: bool = False) -> Domains:
-    """The domains of `phase` below `root`, see `find`."""
+def folder(
+    root: str | Path, phase: str, settings: Settings, seed: int = 0, train: bool = False
+) -> Domains | Attributes:
+    """The domains of `phase` below `root`, see `find`; with selected_attrs CelebA, see `attributes_of`."""
+    if settings.selected_attrs:
+        return Attributes(attributes_of(Path(root), phase, settings.selected_attrs), settings, train, seed)
     return Domains(find(Path(root), phase), settings, train, seed)
 
 
@@ -131,16 +179,22 @@ class Inputs:
     """folder that the system was trained on, for names of domains"""
     references: Path | None = None
     """folder of photographs in whose style to translate, all of one domain"""
+    attributes: tuple[str, ...] = ()
+    """attributes that the translation has, for a system of attributes; it has no others"""
 
     def batches(self, system: Any, size: int) -> Iterator[dict[str, Any]]:
         """All photographs, as they are, in batches of at most `size` of the same height and width.
 
         With a domain: `domain` and `reference_domain`, its number. With references: `references` [N,K,3,H,W], all
-        there are, and `reference`, the first of them.
+        there are, and `reference`, the first of them. With attributes: `attributes` [N,C], 1 for those named.
         """
-        if self.domain is None and self.references is None:
-            raise ValueError("what to translate to: name a --domain, or a folder of --references")
         settings, images, given = Settings.of(system), _items.images_of(self.images), {}
+        if self.attributes or settings.selected_attrs:
+            if unknown := set(self.attributes) - set(settings.selected_attrs):
+                raise ValueError(f"attributes {', '.join(sorted(unknown))}: the system has {settings.selected_attrs}")
+            given["attributes"] = torch.tensor([float(name in self.attributes) for name in settings.selected_attrs])
+        elif self.domain is None and self.references is None:
+            raise ValueError("what to translate to: name a --domain, or a folder of --references")
         if self.domain is not None:
             target = number(self.domain, self.data, settings.num_domains)
             given["domain"] = given["reference_domain"] = torch.tensor(target)
