@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -189,3 +190,12 @@ def test_poses_are_shown_in_colours(tmp_path: Path) -> None:
     data = exemplars.folder(tmp_path, "train", exemplars.Settings(label_nc=20, crop_size=32, load_size=32))
     batch = data.collate([data[0], data[0]])
     assert grid([batch[name] for name in exemplars.SHOWN if name in batch]).size == (3 * 32, 2 * 32)
+
+
+def test_poses_to_translate(tmp_path: Path) -> None:
+    pose(tmp_path, "b", 20)
+    system = SimpleNamespace(config=SimpleNamespace(crop_size=32, label_nc=20), data_settings={})
+    given = {"labels": tmp_path / "pose", "exemplars": tmp_path / "img", "exemplar_labels": tmp_path / "pose"}
+    (batch,) = exemplars.Inputs(**given).batches(system, 2)
+    assert batch["label"].shape == batch["label_ref"].shape == (1, 20, 32, 32) and batch["path"] == [Path("b.txt")]
+    assert shade(batch["ref"]) == 20

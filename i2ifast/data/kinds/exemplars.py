@@ -17,7 +17,7 @@ from torch import Tensor
 from i2ifast.data import _items, _parts, _pose
 from i2ifast.data.kinds import labels
 from i2ifast.data.kinds.labels import Classes, Files, read_label, sources_of
-from i2ifast.data.pixels import Geometry, images_in, pair, read_map, read_photo
+from i2ifast.data.pixels import Geometry, natural, pair, read_map, read_photo
 
 SHOWN = ("label", "ref", "fake", "image")
 
@@ -193,33 +193,40 @@ def folder(root: str | Path, phase: str, settings: Settings, seed: int = 0, trai
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
     labels: Path
-    """folder of label maps"""
+    """folder of label maps, or of poses, in pixels of images of the system's size"""
     exemplars: Path
     """folder of photographs in the style of which to translate; they are taken in turn"""
     exemplar_labels: Path
-    """folder of the photographs' label maps, by name"""
+    """folder of the photographs' label maps or poses, by name"""
 
     def batches(self, system: Any, size: int) -> Iterator[dict[str, Any]]:
         """All label maps, as they are, in batches of at most `size` of the same height and width.
 
         Exemplars are resized to the size of the label map.
         """
-        settings, maps = Settings.of(system), _items.images_of(self.labels)
+        settings, conditions = Settings.of(system), conditions_of(self.labels)
         photos = _items.images_of(self.exemplars)
-        of_photos = pair(photos, images_in(self.exemplar_labels))
+        of_photos = pair(photos, conditions_of(self.exemplar_labels), ("_candidate",))
         exemplars = [Files(label, image=photo) for label, photo in zip(of_photos, photos, strict=True)]
 
         def item(number: int, file: Path) -> _items.Item:
             exemplar = exemplars[number % len(exemplars)]
-            height, width = read_label(file, settings).shape
+            width, height = settings.crop_size, round(settings.crop_size / settings.aspect_ratio)
+            if file.suffix != ".txt":
+                height, width = read_label(file, settings).shape
             whole = Geometry((width, height), (0, 0, width, height), False)
             ref = read_photo(exemplar.image)
             return {
                 "label": read_condition(Files(file), settings, (width, height), whole),
                 "label_ref": read_condition(exemplar, settings, ref.size, whole),
                 "ref": whole.photo(ref),
-                "path": file,
+                "path": Path(file.name.replace("_candidate", "")),
             }
 
-        items = (item(number, file) for number, file in enumerate(maps))
+        items = (item(number, file) for number, file in enumerate(conditions))
         return _items.batches_by_size(items, size, lambda item: item["label"].shape)
+
+
+def conditions_of(folder: Path) -> list[Path]:
+    """The poses directly in `folder`, or else its label maps; FileNotFoundError where there are none."""
+    return sorted(folder.glob("*_candidate.txt"), key=natural) or _items.images_of(folder)
