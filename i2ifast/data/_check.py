@@ -17,7 +17,7 @@ from ._items import Items, Role, Settings
 from ._parts import SUFFIX
 from .kinds.labels import checked, read_classes
 from .loader import start_method
-from .pixels import MissingPartner, _open, read_map, read_photo
+from .pixels import MissingPartner, open_image, read_map, read_photo
 
 UPRIGHT = 1  # the EXIF orientation of most
 
@@ -47,7 +47,7 @@ def look(role: Role, file: Path, settings: Settings) -> Seen:
             seen.digest = sha256(data).hexdigest()
             with Image.open(io.BytesIO(data)) as image:
                 seen.mode, rotation = image.mode, image.getexif().get(0x0112, UPRIGHT)
-            image = _open(file)
+            image = open_image(file)
             seen.size = image.size
             if rotation != UPRIGHT:
                 seen.warnings.append(f"rotated (EXIF orientation {rotation}); it is read upright")

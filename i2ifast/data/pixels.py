@@ -91,7 +91,7 @@ def _by_name(files: Iterable[Path], endings: tuple[str, ...]) -> dict[str, Path]
     return found
 
 
-def _open(path: Path) -> Image.Image:
+def open_image(path: Path) -> Image.Image:
     """Decoded, upright (the EXIF orientation is applied); ValueError naming a file that does not decode."""
     try:
         with Image.open(path) as image:
@@ -112,7 +112,7 @@ def read_photo(path: str | Path, channels: int = 3) -> Image.Image:
 
     ValueError names a damaged or deeper file.
     """
-    image = _open(Path(path))
+    image = open_image(Path(path))
     if image.mode in DEEP:
         raise ValueError(f"{path}: mode {image.mode}, more than 8 bits per channel; expected an 8 bit picture")
     return image.convert({1: "L", 3: "RGB"}[channels])
@@ -178,7 +178,7 @@ def read_map(path: str | Path) -> np.ndarray:
 
     ValueError names a file that is damaged, JPEG (its values are not the ones that were saved) or coloured.
     """
-    image = _open(Path(path))
+    image = open_image(Path(path))
     stored, what = image.info["stored"], f"mode {image.mode}"
     if image.format == "JPEG":
         what = "JPEG, which does not keep values"
