@@ -95,6 +95,8 @@ class Arguments:
     loop: tyro.conf.OmitArgPrefixes[Loop]
     workers: int = 2
     """processes that load data"""
+    cache: Path | None = None
+    """folder for decoded photographs, which later epochs and runs read instead of the files"""
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -232,6 +234,7 @@ def datasets(arguments: Arguments, system: System) -> tuple[Items, Items]:
         raise ValueError(f"with these options {arguments.system} takes {system.data} data: choose a preset that does")
     settings, seed = of_kind.Settings.of(system, arguments.options), arguments.loop.seed
     training = of_kind.folder(arguments.data, arguments.phase, settings, seed, train=True)
+    training = training.cached(arguments.cache) if arguments.cache else training
     try:
         return training, of_kind.folder(arguments.data, arguments.held_out, settings, seed)
     except FileNotFoundError:

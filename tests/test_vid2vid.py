@@ -173,8 +173,8 @@ def test_bad_options_and_labels_are_refused():
         models.system("vid2vid").Config.from_original(options | {"add_face_disc": True})
     system = tiny()
     batch = batch_of(system.config)
-    batch["label"][0, 0, 0, 0, 0] = 9
-    with pytest.raises(ValueError, match="label 9: must be less than label_nc, 5"):
+    batch["label"][0, 0, 0, 0, 0] = 12
+    with pytest.raises(ValueError, match="label 12: must be less than label_nc, 12"):
         system.prepare(batch)
 
 

@@ -63,6 +63,7 @@ class Config:
     beta1: float = 0.5
     niter: int = 10  # epochs before the learning rate decays
     niter_decay: int = 10  # epochs of linear decay to zero
+    loadSize: int = 512  # width of frames
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
@@ -94,8 +95,8 @@ class Config:
 # fmt: off
 PRESETS: dict[str, dict[str, Any]] = {
     "cityscapes_512":  dict(fg=True),
-    "cityscapes_1024": dict(fg=True, n_scales_spatial=2),
-    "tiny":            dict(label_nc=5, ngf=8, ndf=8, n_blocks=3, n_downsample_G=2, n_frames_D=2),
+    "cityscapes_1024": dict(fg=True, n_scales_spatial=2, loadSize=1024),
+    "tiny":            dict(label_nc=12, loadSize=64, ngf=8, ndf=8, n_blocks=3, n_downsample_G=2, n_frames_D=2),
 }
 # fmt: on
 
@@ -329,6 +330,13 @@ class System(_system.System):
             self.phases.append(Phase(f"D_T{scale}", (f"netD_T{scale}",), loss, adam))
         if config.lambda_feat and config.vgg_weights:
             self.fixed["VGG"] = VGG19(config.vgg_weights)
+
+    @property
+    def data_settings(self) -> dict[str, Any]:
+        """Frames of the width loadSize, not cropped."""
+        size = self.config.loadSize
+        return {"instance": self.config.use_instance, "crop_size": size, "load_size": size,
+                "preprocess_mode": "scale_width"}  # fmt: skip
 
     def init_weights(self) -> None:
         """Convolutions N(0, 0.02), scales of norms N(1, 0.02), biases of norms zero."""
