@@ -9,7 +9,8 @@ from plain import normal
 from torch import nn
 
 from i2ifast import models
-from i2ifast.models.vid2vid import MultiscaleDiscriminator, edges, masked_l1, pyramid
+from i2ifast.models._vid2vid import MultiscaleDiscriminator
+from i2ifast.models.vid2vid import edges, masked_l1, pyramid
 from i2ifast.nn import BatchNormAct, TrackedInstanceNormAct
 from i2ifast.nn.conv import ValidConv2d
 
