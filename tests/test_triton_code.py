@@ -83,7 +83,7 @@ def _launches(channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> dict[str,
     found = {}
 
     def record(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        options = {k: kwargs.pop(k) for k in ("num_warps",) if k in kwargs}
+        options = {k: kwargs.pop(k) for k in ("num_warps", "num_stages") if k in kwargs}
         arguments = dict(zip(self.arg_names, args, strict=False)) | kwargs
         variant = "".join(f" {of}" for of in ("scales", "noise") if arguments.get(of) is not None)
         found[f"{self.__module__.rpartition('.')[2]}.{self.__name__}{variant}"] = (self, arguments, options)
