@@ -42,8 +42,8 @@ def _child(p, k, width, CHILDREN: tl.constexpr):
     """Pixel of y of the k-th child of pixel p of x."""
     if CHILDREN == 1:
         return p
-    p = p.to(tl.int32)  # a division of 64 bits is a call
-    return ((p // width * 2 + k // 2) * (2 * width) + p % width * 2 + k % 2).to(tl.int64)
+    above = (p.to(tl.int32) // width).to(tl.int64) * width  # a division of 64 bits is a call
+    return 2 * (p + above) + k // 2 * (2 * width) + k % 2
 
 
 @triton.jit

@@ -9,17 +9,16 @@ SECTION = re.compile(r"^\s*\.section\s+\.text\.([^,\s]+)", re.MULTILINE)
 INSTRUCTION = re.compile(
     r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+\s+)?([A-Z][A-Z0-9_]*)((?:\.[A-Za-z0-9_]+)*)", re.MULTILINE
 )
+DIVISION = re.compile(r"CALL\S* `\(\S*(?:div|rem)_[su]64")
 
 
 class Code(NamedTuple):
     """Machine code of one kernel."""
 
-    registers: int
-    stack: int  # bytes per thread, of spills too
     loads: tuple[int, ...]  # bits, of global memory, descending
     stores: tuple[int, ...]
     tensor_cores: bool
-    calls: int  # of subroutines, such as divisions of 64 bits
+    divisions: int  # of 64 bits, which are calls of a hundred instructions
 
 
 def tool(name: str) -> str:
@@ -40,9 +39,16 @@ def _bits(modifiers: str) -> int:
     return int(found[1]) if found else 32
 
 
+def resources(cubin: Path, kernel: str = "") -> tuple[int, int]:
+    """Registers, and bytes of stack and local memory, of a kernel: by its mangled name if there are several."""
+    usage = output(tool("cuobjdump"), "--dump-resource-usage", cubin)
+    found = re.search(rf"Function {re.escape(kernel)}.*\n.*?REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", usage)
+    registers, stack, local = map(int, found.groups())
+    return registers, stack + local
+
+
 def read(cubin: Path) -> dict[str, Code]:
     """The kernels of a cubin by their mangled names."""
-    usage = output(tool("cuobjdump"), "--dump-resource-usage", cubin)
     _, *sections = SECTION.split(output(tool("nvdisasm"), "-c", cubin))
     found = {}
     for name, listing in zip(sections[::2], sections[1::2], strict=True):
@@ -51,10 +57,7 @@ def read(cubin: Path) -> dict[str, Code]:
         def widths(of: str, instructions: list = instructions) -> tuple[int, ...]:
             return tuple(sorted({_bits(rest) for op, rest in instructions if op == of}, reverse=True))
 
-        sizes = re.search(rf"Function {re.escape(name)}:\s*\n.*?REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", usage)
-        registers, stack, local = map(int, sizes.groups())
-        ops = [op for op, _ in instructions]
-        tensor_cores = any(op.endswith("MMA") and op != "IMMA" for op in ops)
-        calls = sum(op == "CALL" for op in ops)
-        found[name] = Code(registers, stack + local, widths("LDG"), widths("STG"), tensor_cores, calls)
+        tensor_cores = any(op.endswith("MMA") for op, _ in instructions)
+        divisions = len(DIVISION.findall(listing))
+        found[name] = Code(widths("LDG"), widths("STG"), tensor_cores, divisions)
     return found
