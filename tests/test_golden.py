@@ -1,7 +1,8 @@
 """Systems against recorded cases of the originals, from `--golden DIR`: keys, outputs, losses, gradients, training.
 
-A case runs on every backend of the CPU, or of `--device`, through the public API: by `golden_drivers/<system>.py` where
-there is one (a system that is an operation, or does not fit the System contract), else by `golden_system.py`. Either has
+A case runs on every backend of the CPU, or of `--device`, through the public API: by `golden_drivers/<system>.py`
+where there is one (a system that is an operation, or does not fit the System contract), else by `golden_system.py`.
+Either has
 
     VARIANTS: tuple[str, ...]                            the ways to run a case, each on every backend
     found(case, variant, backend, folder) -> dict[str, Tensor | None]
