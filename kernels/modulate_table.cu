@@ -24,7 +24,8 @@ struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Vector {
 
 // Of 2 to 16 bytes. Stored by an intrinsic, because the compiler splits plain stores of them into their elements.
 template <int Bytes>
-using Word = std::conditional_t<Bytes == 16, uint4, std::conditional_t<Bytes == 8, uint2, std::conditional_t<Bytes == 4, uint32_t, uint16_t>>>;
+using Word =
+    std::conditional_t<Bytes == 16, uint4, std::conditional_t<Bytes == 8, uint2, std::conditional_t<Bytes == 4, uint32_t, uint16_t>>>;
 
 template <int N, typename T>
 __device__ void load(const T* from, float (&to)[N]) {
