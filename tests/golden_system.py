@@ -107,7 +107,7 @@ def nudge(nets: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in nets.parameters() if seed else ():
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.device)
             parameter.copy_(parameter.double() * (1 + 6e-8 * noise))
 
 

@@ -154,6 +154,11 @@ class System(nn.Module):
         """Resolutions (h, w) whose label-plan levels loader workers should precompute."""
         return []
 
+    @property
+    def plan_windows(self) -> list[tuple[int, tuple[int, int], int, int, int]]:
+        """Windows of single convolutions that loader workers should precompute: see `labels.PooledWindows`."""
+        return []
+
     # A system draws its random numbers here and nowhere else.
 
     def randn(self, shape: Sequence[int], like: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from numpy.random import Generator
 
 from i2ifast.data import _items, _parts
 from i2ifast.data.pixels import images_in, natural, pair, read_map, unpaired
-from i2ifast.labels import centre_offsets, plan
+from i2ifast.labels import PooledWindows, centre_offsets, plan
 
 SHOWN = ("label", "fake", "image")
 TAKES = ("label", "instance", "image")
@@ -54,6 +54,7 @@ class Settings(Classes, Options):
     instance: bool = True  # read instance maps
     add_dist: bool = False  # offsets of pixels from the centres of their objects, see `i2ifast.labels.centre_offsets`
     plan_sizes: Sequence[tuple[int, int]] = ()  # levels of label plans that batches have made
+    plan_windows: Sequence[PooledWindows] = ()  # and windows of single convolutions, in training
     plan_per_sample: bool = False  # keep the samples of a plan apart
 
 
@@ -234,7 +235,8 @@ class LabelDataset(_items.Items):
         batch, settings = _items.stack(items), self.settings
         made = plan(batch["label"], settings.num_classes, instances=batch.get("instance"))
         made = made.per_sample() if settings.plan_per_sample else made
-        return {**batch, "plan": made.precompute(settings.plan_sizes, backward=self.train)}
+        windows = settings.plan_windows if self.train else ()
+        return {**batch, "plan": made.precompute(settings.plan_sizes, backward=self.train, windows=windows)}
 
 
 def read_instances(file: Path, label_file: Path, label: np.ndarray) -> np.ndarray:
