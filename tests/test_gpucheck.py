@@ -80,6 +80,7 @@ def test_operations(on_cpu, monkeypatch, tmp_path) -> None:
 
 def test_networks(on_cpu, monkeypatch, tmp_path) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.delitem(sys.modules, "test_models", raising=False)  # that of tests/
     monkeypatch.setattr(_gpumeasure, "GENERATORS", (("coco", 1),))
     monkeypatch.setattr(_gpumeasure, "TRAINED", (("coco", 1),))
     _gpumeasure.networks(tmp_path / "rows.json", small=True)
