@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from . import _checkpoint, models
@@ -27,7 +26,7 @@ from ._arguments import Arguments, parse
 from ._checkpoint import Best, CheckpointError, Header
 from ._nonfinite import Place, Watch, source
 from ._options import Loop
-from ._processes import gather, loss_of, processes, rank_and_world, stop_requests, while_all_have
+from ._processes import gather, in_any, loss_of, processes, rank_and_world, stop_requests, while_all_have
 from ._recompute import recompute
 from ._runlog import Losses, NonFiniteLoss, RunLog
 from ._state import State
@@ -81,8 +80,8 @@ def resume(state: State, folder: Path, header: Header, say: Callable[[str], None
         found.update(read)
 
     path = _checkpoint.load_newest(folder, load, say)
-    if dist.is_initialized():
-        dist.barrier()  # all have read before one deletes
+    if in_any(len(set(gather(state.step))) > 1):  # which they all ask: all have read before one deletes
+        raise CheckpointError(f"{path}: is not what all processes found; do they see the same {folder}?")
     if rank == 0:
         _checkpoint.forget_newer(path)
     say(f"resumed {path} at step {state.step}, epoch {state.epoch}")
@@ -101,7 +100,7 @@ class Trainer:
         self.system, self.batches, self.loop, self.device, self.header = system, batches, loop, device, header
         self.rank, world = rank_and_world()
         self.images = loop.batch_size * world  # of a batch, over all processes
-        resuming = bool(_checkpoint.manifests(loop.out))
+        resuming = in_any(bool(_checkpoint.manifests(loop.out)))
         if resuming and not loop.resume:
             raise CheckpointError(f"{loop.out} has checkpoints already: continue with --resume, or take another --out")
         if not resuming:

@@ -12,7 +12,7 @@ from torch.multiprocessing import start_processes
 
 from i2ifast.train import processes
 
-LIMIT = 120  # seconds, after which processes are taken to wait for each other forever
+LIMIT = 40  # seconds, after which processes are taken to wait for each other forever
 
 
 def joined(rank: int, function: Callable[..., None], world: int, port: int, args: tuple[Any, ...]) -> None:
@@ -26,10 +26,10 @@ def run_ranks(function: Callable[..., None], *args: Any, world: int = 2) -> None
     """`function(rank, world, device, *args)` in `world` processes, forked from one that has only imported."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["i2ifast.train"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["i2ifast.train", "pytest", "torch._dynamo"])
     started = start_processes(joined, (function, world, port, args), world, join=False, start_method="forkserver")
     end = time.monotonic() + LIMIT
-    while not started.join(timeout=1):
+    while not started.join(timeout=1, grace_period=3):
         if time.monotonic() > end:
             for process in started.processes:
                 process.kill()

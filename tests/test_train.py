@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from toy import HEADER, SAMPLES, Toy, assert_same, batches, newest, run
+from toy import HEADER, Toy, assert_same, batches, newest, run
 
 from i2ifast import translate
 from i2ifast._checkpoint import CheckpointError
