@@ -198,7 +198,8 @@ def train_systems(rank: int, world: int, device: torch.device, out: Path, names:
         batch = {k: v[rank::world] if len(v) == 4 else v for k, v in whole.items()}
         first = copy.deepcopy(system.nets.state_dict())
         with patch.object(loop_module, "seed_step", lambda seed, step, rank: torch.manual_seed(step)):
-            train(system, lambda *_: [batch] * STEPS, Loop(STEPS, out / name, batch_size=4 // world), device, {})
+            loop = Loop(STEPS, out / name, batch_size=4 // world)
+            train(system, lambda *_, same=batch: [same] * STEPS, loop, device, {})
         torch.save({"first": first, "last": system.nets.state_dict()}, out / f"{name}-{rank}.pt")
 
 
@@ -220,11 +221,13 @@ def trained(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("name", NAMES_HERE)
 def test_systems_train_on_two_processes_as_on_one(name: str, trained: Path) -> None:
-    one, *two = (torch.load(trained / f"{file}.pt", weights_only=True) for file in
-                 (f"one/{name}-0", f"two/{name}-0", f"two/{name}-1"))
+    one, *two = (
+        torch.load(trained / f"{file}.pt", weights_only=True)
+        for file in (f"one/{name}-0", f"two/{name}-0", f"two/{name}-1")
+    )
     assert_same(two[0]["last"], two[1]["last"])
-        for key in one["last"]:
-        print(name, key, float((one["last"][key]-two[0]["last"][key]).norm() / one["last"][key].norm()))
+    for key in one["last"]:
+        print(name, key, float((one["last"][key] - two[0]["last"][key]).norm() / one["last"][key].norm()))
 
 
 def test_nan_in_one_process_stops_all_with_its_name(tmp_path: Path) -> None:

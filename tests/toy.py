@@ -21,7 +21,7 @@ PER_EPOCH = 7  # batches of an epoch
 
 class Toy(System):
     """A GAN in miniature: a generator with noise and (synchronised) batch norm, a discriminator with spectral norm, and
-    a lazy third phase."""
+    a lazy third phase. Without `norm` its loss is a mean over images."""
 
     def __init__(self, norm: bool = True, noise: float = 0.1, nan_at: int | None = None) -> None:
         super().__init__()
@@ -30,7 +30,8 @@ class Toy(System):
         self.nets["G"] = nn.Sequential(first, middle, nn.ReLU(), nn.Conv2d(6, 3, 3, padding=1))
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            first = spectral_norm(nn.Conv2d(4, 6, 3, padding=1))
+            first = nn.Conv2d(4, 6, 3, padding=1)
+            first = spectral_norm(first) if norm else first
         self.nets["D"] = nn.Sequential(first, nn.LeakyReLU(0.2), nn.Conv2d(6, 1, 3, padding=1))
         self.nets["D"].register_parameter("unused", nn.Parameter(torch.ones(3)))
         adam = Adam(1e-2, (0.5, 0.9))
