@@ -24,25 +24,38 @@ def blocks(net: nn.Module) -> Iterator[nn.Module]:
             yield from blocks(child)
 
 
-class WithBuffers:
-    """Context: a module has its buffers as they were when this was made, and what is written to them is lost.
+class AsItWas:
+    """Context: a module has the parameters and buffers that it had when this was made, the same ones require gradients,
+    and what is written to buffers is lost.
 
     So what is run again is what was run: spectral norm divides by what it did then, running statistics take no batch
-    twice.
+    twice. Since then, another phase may have begun, or a functional_call ended.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.owners = [owner for owner in module.modules() if owner._buffers]
-        self.then = [copy.deepcopy(owner._buffers) for owner in self.owners]
+        self.owners = [owner for owner in module.modules() if owner._parameters or owner._buffers]
+        self.parameters = [dict(owner._parameters) for owner in self.owners]
+        self.buffers = [copy.deepcopy(owner._buffers) for owner in self.owners]
+        self.trained = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+
+    def _swap(self) -> None:
+        """Exchange what the module has and what is kept here."""
+        for i, owner in enumerate(self.owners):
+            owner._parameters, self.parameters[i] = self.parameters[i], owner._parameters
+            owner._buffers, self.buffers[i] = self.buffers[i], owner._buffers
+        self.trained, then = [(p, p.requires_grad) for p, _ in self.trained], self.trained
+        for parameter, required in then:
+            if parameter.is_leaf:
+                parameter.requires_grad_(required)
 
     def __enter__(self) -> None:
-        self.now = [owner._buffers for owner in self.owners]
-        for owner, buffers in zip(self.owners, self.then, strict=True):
-            owner._buffers = copy.deepcopy(buffers)  # gradients of gradients come here twice
+        kept = copy.deepcopy(self.buffers)  # gradients of gradients come here twice
+        self._swap()
+        self.kept = kept
 
     def __exit__(self, *error: object) -> None:
-        for owner, buffers in zip(self.owners, self.now, strict=True):
-            owner._buffers = buffers
+        self._swap()
+        self.buffers = self.kept
 
 
 def forward(module: nn.Module, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -50,7 +63,7 @@ def forward(module: nn.Module, original: Callable[..., Any], *args: Any, **kwarg
     if not torch.is_grad_enabled():
         return original(*args, **kwargs)
     # All of it is run again, not only up to the last tensor in need: hooks behind the forward are to be run too.
-    options = {"use_reentrant": False, "early_stop": False, "context_fn": lambda: (nullcontext(), WithBuffers(module))}
+    options = {"use_reentrant": False, "early_stop": False, "context_fn": lambda: (nullcontext(), AsItWas(module))}
     return checkpoint(original, *args, **options, **kwargs)
 
 

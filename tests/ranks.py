@@ -1,5 +1,6 @@
 """Functions in several processes that train together."""
 
+import faulthandler
 import multiprocessing
 import os
 import socket
@@ -17,6 +18,7 @@ LIMIT = 40  # seconds, after which processes are taken to wait for each other fo
 
 def joined(rank: int, function: Callable[..., None], world: int, port: int, args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(LIMIT - 5)  # what it waits for
     os.environ |= {"RANK": f"{rank}", "WORLD_SIZE": f"{world}", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
     with processes() as device:
         function(rank, world, device, *args)

@@ -1,7 +1,7 @@
 """Two gloo processes equal one with the whole batch: statistics, outputs, gradients, buffers, training. None waits."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -180,33 +180,21 @@ def fail(rank: int, world: int, device: torch.device, out: Path) -> None:
         (out / f"error{rank}").write_text(str(error))
 
 
-# Where the batch is more than the mean over its images, or numbers are drawn for all of them at once.
-OF_THE_BATCH = {"stylegan2"}  # its deviation within groups of a batch, and path lengths of half of it
-NAMES_HERE = [name for name in NAMES if name not in OF_THE_BATCH]
-STEPS = 5
+SYSTEMS = [name for name in ("cyclegan", "pix2pixhd", "spade") if name in NAMES]
 
 
 def train_systems(rank: int, world: int, device: torch.device, out: Path, names: list[str]) -> None:
-    """Train tiny systems on every world-th of 4 images, with noise that is every world-th of theirs."""
+    """A step of tiny systems on every world-th of 4 images, with weights before and after in a file."""
     for name in names:
         system = tiny(name)
-        for draw in ("randn", "rand"):
-            setattr(system, draw, partial(part_of_draw, getattr(system, draw), 4 // world, rank, world))
-        for phase in system.phases:  # linear in the gradient: Adam as it is makes whole steps of round-off
-            phase.optimizer = replace(phase.optimizer, eps=1.0, lr=1.0)
+        system.init_weights = lambda: None  # they are by now
+        for phase in system.phases:  # smooth in the gradient: Adam as it is makes whole steps of round-off
+            phase.optimizer = replace(phase.optimizer, eps=1.0, lr=1e-4)
         whole = BATCHES[system.data](system.config, system.config.size, 4)
-        batch = {k: v[rank::world] if len(v) == 4 else v for k, v in whole.items()}
-        first = copy.deepcopy(system.nets.state_dict())
-        with patch.object(loop_module, "seed_step", lambda seed, step, rank: torch.manual_seed(step)):
-            loop = Loop(STEPS, out / name, batch_size=4 // world)
-            train(system, lambda *_, same=batch: [same] * STEPS, loop, device, {})
-        torch.save({"first": first, "last": system.nets.state_dict()}, out / f"{name}-{rank}.pt")
-
-
-def part_of_draw(draw: Callable[..., Tensor], n: int, rank: int, world: int, shape: Sequence[int], like: Tensor):
-    if not shape or shape[0] % n:
-        return draw(shape, like)
-    return draw((shape[0] * world, *shape[1:]), like)[rank::world]
+        batch = {key: value[rank::world] for key, value in whole.items()}
+        before, loop = copy.deepcopy(system.nets.state_dict()), Loop(1, out / name, batch_size=4 // world)
+        train(system, lambda *_, same=batch: [same], loop, device, {})
+        torch.save((before, system.nets.state_dict()), out / f"{name}-{rank}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -214,20 +202,26 @@ def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("systems")
     for out in ("one", "two"):
         (folder / out).mkdir()
-    run_ranks(train_systems, folder / "two", NAMES_HERE)
-    train_systems(0, 1, torch.device("cpu"), folder / "one", NAMES_HERE)
+    run_ranks(train_systems, folder / "two", SYSTEMS)
+    train_systems(0, 1, torch.device("cpu"), folder / "one", SYSTEMS)
     return folder
 
 
-@pytest.mark.parametrize("name", NAMES_HERE)
-def test_systems_train_on_two_processes_as_on_one(name: str, trained: Path) -> None:
-    one, *two = (
-        torch.load(trained / f"{file}.pt", weights_only=True)
-        for file in (f"one/{name}-0", f"two/{name}-0", f"two/{name}-1")
-    )
-    assert_same(two[0]["last"], two[1]["last"])
-    for key in one["last"]:
-        print(name, key, float((one["last"][key] - two[0]["last"][key]).norm() / one["last"][key].norm()))
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_systems_step_on_two_processes_as_on_one(name: str, trained: Path) -> None:
+    """Buffers to 1e-6, the way that weights go to 1e-5 of its length.
+
+    Not more than a step: from SPADE's initial weights, five steps make a percent of the round-off that another order
+    of the images in the batch makes.
+    """
+    files = (f"one/{name}-0.pt", f"two/{name}-0.pt", f"two/{name}-1.pt")
+    (before, one), (_, two), (_, other) = (torch.load(trained / file, weights_only=True) for file in files)
+    assert_same(two, other)
+    parameters = [key for key, _ in tiny(name).nets.named_parameters()]
+    way, difference = (torch.cat([(one[k] - t[k]).flatten() for k in parameters]).norm() for t in (before, two))
+    assert way > 0 and difference <= 1e-5 * way
+    for key in one.keys() - set(parameters):
+        torch.testing.assert_close(two[key], one[key], rtol=1e-6, atol=1e-6)
 
 
 def test_nan_in_one_process_stops_all_with_its_name(tmp_path: Path) -> None:
