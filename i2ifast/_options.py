@@ -20,7 +20,7 @@ class Loop:
     batch_size: int = 1
     """images per process at a time"""
     accumulate: int = 1
-    """batches per process and step, whose gradients are averaged: memory of one, gradients of all"""
+    """batches per process and step, whose gradients are averaged; norms have statistics of each"""
     seed: int = 0
     """of weights, noise, order and crops"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
