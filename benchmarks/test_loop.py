@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from maps import batches
 from test_models import system_trainer
 
@@ -24,7 +23,7 @@ SIZE, STEPS, IMAGES, BATCH = (64, 128), 20, 64, 4
 
 @pytest.mark.parametrize("n", [1, 4])
 def test_steps_of_the_loop(compare, device, tmp_path: Path, n: int) -> None:
-    """Steps by train.train, against those of its networks and optimizers alone. Nothing is logged or saved meanwhile."""
+    """Steps by train.train, against those of its networks and optimizers alone. Nothing is logged or saved."""
     config = spade.Config(**spade.PRESETS["tiny"])
     system = spade.System(config)
     states = [net.state_dict() for net in system.nets.values()]
@@ -58,4 +57,6 @@ def test_images_of_the_loader(benchmark, tmp_path: Path, workers: int) -> None:
         count = epoch()
         rates.append(count / (time.perf_counter() - start))
     benchmark.pedantic(epoch, rounds=1)
-    benchmark.extra_info.update(what="loader", seconds={}, workers=workers, size=SIZE, images_per_second=sorted(rates)[1])
+    benchmark.extra_info.update(
+        what="loader", seconds={}, workers=workers, size=SIZE, images_per_second=sorted(rates)[1]
+    )

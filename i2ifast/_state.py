@@ -51,6 +51,21 @@ class State:
         buffers = self.system.named_buffers()
         return {name: buffer for name, buffer in buffers if not name.startswith(("nets.", "fixed."))}
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of all that lasts from step to step, by kind, once there were all gradients."""
+        optimizers = 0
+        for phase in self.system.phases:
+            copies = len(phase.optimizer.state) - 1  # of a parameter; the number of its steps is none
+            optimizers += (
+                0 if phase.shares else copies * sum(parameter.nbytes for _, parameter in self.parameters(phase))
+            )
+        return {
+            "weights": sum(tensor.nbytes for tensor in self.system.state_dict().values()),
+            "gradients": sum(parameter.nbytes for parameter in self.system.nets.parameters()),
+            "optimizers": optimizers,
+            "averages": sum(tensor.nbytes for net in self.averages.values() for tensor in net.state_dict().values()),
+        }
+
     def set_learning_rates(self) -> None:
         """Learning rates of the current epoch and step."""
         factor = self.system.decay(self.epoch) * self.system.rate(self.step)

@@ -210,6 +210,9 @@ def train(
     first = trainer.rank == 0
     run_log = RunLog(loop.out, run_facts, loop.steps, state.step, device) if first else nullcontext()
     with run_log as log, stop_requests() as stop:
+        if log:
+            sizes = ", ".join(f"{size / 2**20:.4g} of {kind}" for kind, size in state.sizes().items())
+            log.say(f"memory in MiB: {sizes}; activations come on top, the peak is logged")
         done = state.step >= loop.steps
         while not done:
             before = state.step

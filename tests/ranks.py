@@ -13,7 +13,7 @@ from torch.multiprocessing import start_processes
 
 from i2ifast.train import processes
 
-LIMIT = 40  # seconds, after which processes are taken to wait for each other forever
+LIMIT = 120  # seconds, after which processes are taken to wait for each other forever
 
 
 def joined(rank: int, function: Callable[..., None], world: int, port: int, args: tuple[Any, ...]) -> None:

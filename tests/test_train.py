@@ -115,6 +115,18 @@ def test_averaged_networks_are_lent_for_the_block(tmp_path: Path) -> None:
     assert toy.nets["G"] is trained and toy.training
 
 
+def test_memory_of_what_lasts_is_told(tmp_path: Path, capsys) -> None:
+    toy = Toy()
+    sizes = State(toy).sizes()
+    tensors = run(tmp_path, 1, toy)  # D_reg has an optimizer of its own; one parameter has no gradient
+    unused = toy.nets["D"].unused.nbytes
+    for kind, prefix, less in (("averages", "ema.", 0), ("optimizers", "optimizer.", 4 * unused)):
+        kept = {name: t for name, t in tensors.items() if name.startswith(prefix) and ".step." not in name}
+        assert sizes[kind] - less == sum(t.nbytes for t in kept.values())
+    assert sizes["weights"] - sizes["gradients"] == sum(buffer.nbytes for buffer in toy.buffers())
+    assert "memory in MiB: " in capsys.readouterr().out
+
+
 def test_page_needs_nothing_but_itself(tmp_path: Path) -> None:
     run(tmp_path, 6)
     page = (tmp_path / "index.html").read_text()
