@@ -34,7 +34,7 @@ from ._update import Updater
 from .data import kind
 from .data._items import Items
 from .data.loader import loader
-from .models import Batch, System
+from .models import Batch, Phase, System
 
 ROWS = 4  # of a sample grid
 Batches = Callable[[int, int], Iterable[Batch]]  # (epoch, batches to skip) -> this process's batches of the epoch
@@ -157,6 +157,15 @@ class Trainer:
         state.seen += self.images * len(batches)
         state.average(moved)
 
+    def source(self, place: Place, phase: Phase) -> str:
+        """Run a step again up to `phase`, and say what in it is the first not to be finite."""
+        try:
+            batches = self.prepared(place, islice(self.batches(place.epoch, place.start), self.loop.accumulate))
+            ran = [other for other in self.system.phases if other.when(place.step - 1)]
+            return source(self.system, ran[: ran.index(phase) + 1], batches, self.autocast)
+        except Exception as error:  # whatever it is, it must not hide what is to be reported
+            return f"a step that cannot be run again ({type(error).__name__}: {error})"
+
     def read_losses(self) -> dict[str, float]:
         """Means since the last call. Raises NonFiniteLoss, having run the step again to see where it comes from."""
         failure = ""
@@ -167,10 +176,7 @@ class Trainer:
         if first := self.watch.first():
             place, phase = first
             failure = failure or f"gradient of phase {phase.name} is not finite at step {place.step}; not saved since"
-            batches = self.prepared(place, islice(self.batches(place.epoch, place.start), self.loop.accumulate))
-            ran = [other for other in self.system.phases if other.when(place.step - 1)]
-            where = source(self.system, ran[: ran.index(phase) + 1], batches, self.autocast)
-            failure += f"; run again, it comes from {where}"
+            failure += f"; run again, it comes from {self.source(place, phase)}"
         if failure:
             raise NonFiniteLoss(failure)
         self.best.add(means)
