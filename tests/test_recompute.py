@@ -34,7 +34,7 @@ def bytes_kept() -> Iterator[list[int]]:
 def first_iteration(system: System) -> tuple[dict[str, Tensor], int]:
     """Gradients of all phases, the buffers afterwards, and the bytes kept."""
     torch.manual_seed(1)
-    batch, found = system.prepare(BATCHES[system.data](system.config, system.config.size, 1)), {}
+    batch, found = system.prepare(BATCHES[system.data](system.config, system.config.size, 2)), {}
     with bytes_kept() as kept:
         for phase in system.phases:
             system.freeze_all_but(phase)
@@ -48,11 +48,12 @@ def first_iteration(system: System) -> tuple[dict[str, Tensor], int]:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_system_has_the_same_gradients_and_buffers(name: str) -> None:
     kept, again = tiny(name).train(), tiny(name).train()
+    some = any(blocks(again.nets))
     recompute(again.nets)
     expected, before = first_iteration(kept)
     found, after = first_iteration(again)
     assert_same(expected, found)
-    assert after < before
+    assert after < before or not some
 
 
 def chain() -> nn.Sequential:
