@@ -5,9 +5,9 @@ from typing import Any
 
 import golden_system
 import torch
-from golden_domains import Found, step, train
+from golden_domains import Found, settled, step, train
 from golden_recipe import Case
-from golden_unpaired import build, first_outputs, settled
+from golden_unpaired import build, first_outputs
 from torch import Tensor, nn
 
 from i2ifast import models
