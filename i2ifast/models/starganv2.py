@@ -109,7 +109,7 @@ class System(_system.System):
         self.nets["generator"], self.nets["mapping_network"] = Generator(config), MappingNetwork(config)
         self.nets["style_encoder"], self.nets["discriminator"] = StyleEncoder(config), Discriminator(config)
         if config.w_hpf and config.fan_weights:
-            self.fixed["fan"] = torch.jit.load(config.fan_weights, "cpu").requires_grad_(False)
+            self.fixed["fan"] = torch.jit.load(config.fan_weights, "cpu")
         self.register_buffer("iterations", torch.zeros((), dtype=torch.int64))  # done so far
         adam = Adam(config.lr, (config.beta1, config.beta2), weight_decay=config.weight_decay)
         of_d, of_g = self.discriminator_loss, self.generator_loss
@@ -156,7 +156,8 @@ class System(_system.System):
                 f"w_hpf {self.config.w_hpf}: fan_weights must name a file of the landmark network, see Config"
             )
         with torch.no_grad():
-            return self.fixed["fan"](F.interpolate(images, (FAN_SIZE, FAN_SIZE), mode="bilinear") * 0.5 + 0.5)
+            fan = self.fixed["fan"].eval()  # in training too
+            return fan(F.interpolate(images, (FAN_SIZE, FAN_SIZE), mode="bilinear") * 0.5 + 0.5)
 
     def prepare(self, batch: Batch) -> Batch:
         """The batch with two latents for every sample, and the masks of its images."""
