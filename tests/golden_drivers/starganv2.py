@@ -58,7 +58,8 @@ def feed(system: models.System, case: Case) -> Batch:
     draws = iter(drawn * case.options.get("iterations", 1))
     system.randn = lambda shape, like: next(draws)
     if system.config.w_hpf:
-        system.fixed["fan"] = Masks([given[name] for name in sorted(given.keys() - {*INPUTS, *LATENTS})])
+        masks = [given[name] for name in sorted(given.keys() - {*INPUTS, *LATENTS})]
+        system.fixed["fan"] = Masks(masks or list(case.noise("noise.")))
     return {ours: given[name] for name, ours in INPUTS.items()}
 
 
