@@ -70,6 +70,8 @@ class State:
         """Learning rates of the current epoch and step."""
         factor = self.system.decay(self.epoch) * self.system.rate(self.step)
         for phase in self.system.phases:
+            if phase.shares:
+                continue  # the optimizer's groups are the networks of the phase that it belongs to
             for net, group in zip(phase.nets, self.optimizers[phase.name].param_groups, strict=True):
                 group["lr"] = phase.rates.get(net, phase.optimizer.lr) * factor
 

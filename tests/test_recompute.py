@@ -52,7 +52,12 @@ def test_every_system_has_the_same_gradients_and_buffers(name: str) -> None:
     recompute(again.nets)
     expected, before = first_iteration(kept)
     found, after = first_iteration(again)
-    assert_same(expected, found)
+    assert expected.keys() == found.keys()
+    largest = max(value.abs().max() for value in expected.values())
+    for key, value in expected.items():  # gradients of several uses are added up in another order
+        torch.testing.assert_close(
+            found[key], value, rtol=1e-5, atol=1e-6 * largest.item(), msg=lambda m, k=key: f"{k}: {m}"
+        )
     assert after < before or not some
 
 

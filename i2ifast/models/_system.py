@@ -79,7 +79,7 @@ class Phase:
     epochs: Callable[[int], bool] = lambda epoch: True  # whether it runs in an epoch, counted from 1
     rates: dict[str, float] = field(default_factory=dict)  # learning rates of networks that have their own
     after: Callable[[], None] | None = None  # called after each of its steps, to put parameters back into their range
-    shares: str = ""  # name of the phase before it whose optimizer, and its state, it steps with
+    shares: str = ""  # name of the phase before it whose optimizer, with its rates and state, it steps with
 
 
 class System(nn.Module):
