@@ -62,9 +62,16 @@ def forward(module: nn.Module, original: Callable[..., Any], *args: Any, **kwarg
     """`original`, keeping its arguments instead of its activations where there is something to differentiate."""
     if not torch.is_grad_enabled():
         return original(*args, **kwargs)
+    if any(getattr(part, "inplace", False) for part in module.modules()):  # it may write to its arguments
+        original = partial(of_copies, original)
     # All of it is run again, not only up to the last tensor in need: hooks behind the forward are to be run too.
     options = {"use_reentrant": False, "early_stop": False, "context_fn": lambda: (nullcontext(), AsItWas(module))}
     return checkpoint(original, *args, **options, **kwargs)
+
+
+def of_copies(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`original` of copies of its tensors."""
+    return original(*(arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in args), **kwargs)
 
 
 def recompute(nets: nn.Module) -> None:
