@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -76,7 +77,7 @@ class State:
                 group["lr"] = phase.rates.get(net, phase.optimizer.lr) * factor
 
     @torch.no_grad()
-    def average(self, moved: Mapping[str, Tensor]) -> None:
+    def average(self, moved: Mapping[str, Tensor] = MappingProxyType({})) -> None:
         """average <- decay * average + (1 - decay) * network; buffers (statistics, spectral vectors) are copied.
 
         A decay that was given rises to it from 0.1, so that the first steps do not remember the initial weights.
