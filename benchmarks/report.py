@@ -2,14 +2,15 @@
 
     python benchmarks/report.py [FILE.json ...]
 
-FILE.json is pytest-benchmark's output: its medians go to results/<date>-<device>-<torch>.json, which is committed. The
-documents are made of the newest of those per device.
+FILE.json is pytest-benchmark's output: its medians go to results/<date>-<device>-<torch>-<commit>.json, which is
+committed. The documents have every row as it was measured last, with the facts of that run.
 """
 
 import json
 import re
 import sys
 from collections.abc import Callable, Iterable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
 BEGIN, END = "<!-- made by benchmarks/report.py -->", "<!-- end -->"
 PASSES = {"forward": "forward", "both": "forward + backward"}
+ABOUT = ("what", "op", "layer", "system", "preset", "size", "shape", "batch", "map", "pass", "dtype")
 RIVALS = ("plain", "channels_last", "compile")  # in README.md
 
 Row = dict[str, Any]
@@ -32,6 +34,7 @@ def slim(measured: dict[str, Any]) -> Result:
     commit = measured["commit_info"]
     return {
         "date": measured["datetime"][:10],
+        "time": measured["datetime"],
         "commit": commit["id"],
         "dirty": commit["dirty"],
         "device": measured["machine_info"]["i2ifast"],
@@ -41,12 +44,25 @@ def slim(measured: dict[str, Any]) -> Result:
 
 def file_name(result: Result) -> str:
     device = re.sub(r"\W+", "-", result["device"]["device"]).strip("-")
-    return f"{result['date']}-{device}-{result['device']['torch'].split('+')[0].split()[0]}.json"
+    version = result["device"]["torch"].split("+")[0].split()[0]
+    return f"{result['date']}-{device}-{version}-{result['commit'][:7]}.json"
+
+
+def what_of(row: Row) -> str:
+    """What a row is about: all of it but what was measured."""
+    return json.dumps([row.get(name) for name in ABOUT])
 
 
 def newest(results: Iterable[Result]) -> list[Result]:
-    """The last result of each device."""
-    return list({result["device"]["device"]: result for result in sorted(results, key=lambda r: r["date"])}.values())
+    """By device, the last one first, each with the rows that no later one of its device has too."""
+    kept, seen = [], set()
+    for result in sorted(results, key=lambda r: r.get("time", r["date"]), reverse=True):
+        device = result["device"]["device"]
+        rows = [row for row in result["rows"] if (device, what_of(row)) not in seen]
+        seen |= {(device, what_of(row)) for row in rows}
+        if rows:
+            kept.append(result | {"rows": rows})
+    return sorted(kept, key=lambda result: result["device"]["device"])
 
 
 def time(seconds: float) -> str:
@@ -207,11 +223,15 @@ def provenance(result: Result) -> str:
 
 def document(results: list[Result]) -> str:
     parts = ["# Benchmarks", "Made by `make bench` (`benchmarks/report.py`); every row that was measured is here."]
-    for result in results:
-        parts += [f"## {result['device']['device']}", provenance(result)]
+    for device, of_device in groupby(results, lambda result: result["device"]["device"]):
+        parts.append(f"## {device}")
+        runs = list(of_device)
         for what, (title, make, legend) in SECTIONS.items():
-            if rows := [row for row in result["rows"] if row["what"] == what]:
-                parts += [f"### {title}", legend, make(rows, result["device"])]
+            tables = []
+            for result in runs:
+                if rows := [row for row in result["rows"] if row["what"] == what]:
+                    tables += [provenance(result), make(rows, result["device"])]
+            parts += [f"### {title}", legend, *tables] if tables else []
     return "\n\n".join(parts) + "\n"
 
 
@@ -245,7 +265,11 @@ def main(files: list[str], root: Path = ROOT) -> None:
     for name in files:
         result = slim(json.loads(Path(name).read_text()))
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / file_name(result)).write_text(json.dumps(result, indent=1) + "\n")
+        path = folder / file_name(result)
+        if path.exists():  # another part of what there is to measure
+            again = set(map(what_of, result["rows"]))
+            result["rows"] += [row for row in json.loads(path.read_text())["rows"] if what_of(row) not in again]
+        path.write_text(json.dumps(result, indent=1) + "\n")
     results = newest(json.loads(path.read_text()) for path in sorted(folder.glob("*.json")))
     if not results:
         sys.exit(f"{folder}: no results")

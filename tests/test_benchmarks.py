@@ -78,7 +78,7 @@ def test_tables_of_a_recorded_run(report: ModuleType, project: Path) -> None:
     assert "| generator | coco | 256x256 | 1 | procedural | 500 ms | 8.00x | 5.00x |  |" in readme
     assert readme.startswith("before\n") and readme.endswith("after\n") and "old" not in readme
     (kept,) = (project / "benchmarks" / "results").iterdir()
-    assert kept.name == "2026-01-01-A-CPU-2-GHz-2.13.0.json"
+    assert kept.name == "2026-01-01-A-CPU-2-GHz-2.13.0-0123456.json"
     assert "not to be kept" not in kept.read_text() and '"data"' not in kept.read_text()
 
 
@@ -90,6 +90,20 @@ def test_documents_are_of_the_newest_run_and_can_be_made_again(report: ModuleTyp
     before = text, (project / "README.md").read_text()
     report.main([], project)
     assert before == ((project / "docs" / "benchmarks.md").read_text(), (project / "README.md").read_text())
+
+
+def test_rows_stay_until_they_are_measured_again(report: ModuleType, project: Path) -> None:
+    report.main(write(project, recorded(1, 0.8)), project)
+    part = recorded(2, 0.4)
+    part["commit_info"]["id"], part["benchmarks"] = "fedcba9876543210", part["benchmarks"][1:2]
+    report.main(write(project, part), project)
+    text = (project / "docs" / "benchmarks.md").read_text()
+    assert text.count("| linear |") == 1 and text.count("2026-01-02, commit fedcba9876.") == 1
+    assert text.count("| coco |") == 1 and text.count("2026-01-01, commit 0123456789.") == 2
+    part["benchmarks"] = recorded(2, 0.4)["benchmarks"][2:]  # of the same commit and day
+    report.main(write(project, part), project)
+    text = (project / "docs" / "benchmarks.md").read_text()
+    assert text.count("2026-01-02, commit fedcba9876.") == 2 and text.count("| cyclegan |") == 1
 
 
 def test_a_readme_without_markers_is_left_alone(report: ModuleType, project: Path) -> None:
