@@ -13,6 +13,7 @@ WEIGHTS = {
     "dis_real": "gan_w",
     "dis_fake": "gan_w",
     "gen_adv": "gan_w",
+    "gen_cyc_x": "r_w",
     "gen_recon_x": "r_w",
     "gen_recon_c": "fm_w",
     "gen_recon_s": "fm_w",

@@ -1,6 +1,7 @@
 """Every published system: it builds, its phases train what they say, it translates any size, it reads checkpoints."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,13 @@ def label_batch(config: Any, size: tuple[int, int], n: int = 2) -> Batch:
     blocks = torch.randint(config.num_classes, (n, 1, 4, 4), generator=g)
     label = F.interpolate(blocks.float(), size=size).long()
     return {"label": label, "instance": label * 1000, "image": torch.rand((n, 3, *size), generator=g) * 2 - 1}
+
+
+def domain_batch(config: Any, size: tuple[int, int], n: int = 2) -> Batch:
+    """Images of one domain, references of another."""
+    g = torch.Generator().manual_seed(0)
+    images = {name: torch.rand((n, 3, *size), generator=g) * 2 - 1 for name in ("image", "reference", "reference2")}
+    return {**images, "domain": torch.zeros(n, dtype=torch.int64), "reference_domain": torch.ones(n, dtype=torch.int64)}
 
 
 def exemplar_batch(config: Any, size: tuple[int, int], n: int = 2) -> Batch:
@@ -46,6 +54,7 @@ def inpainting_batch(config: Any, size: tuple[int, int], n: int = 2) -> Batch:
 
 
 BATCHES: dict[str, Callable[..., Batch]] = {
+    "domains": domain_batch,
     "exemplars": exemplar_batch,
     "inpainting": inpainting_batch,
     "labels": label_batch,
@@ -87,11 +96,11 @@ def test_a_phase_updates_its_networks_and_no_other(name: str) -> None:
         before = parameters(system)
         system.freeze_all_but(phase)
         system.zero_grad()
-        adam = torch.optim.Adam(system.parameters(), lr=1e-3, betas=phase.optimizer.betas)
+        optimizer = replace(phase.optimizer, lr=1e-3).over(system.parameters())
         terms = phase.loss(batch)
         assert all(term.ndim == 0 and term.isfinite() for term in terms.values())
         sum(terms.values()).backward()
-        adam.step()
+        optimizer.step()
         changed = {key.split(".")[0] for key, p in parameters(system).items() if not p.equal(before[key])}
         assert changed == set(phase.nets)
 

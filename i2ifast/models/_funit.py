@@ -1,4 +1,4 @@
-"""What FUNIT and its relatives share: a discriminator of as many classes as there are, losses, training, translation."""
+"""What FUNIT and its relatives share: a discriminator of many classes, losses, training and translation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -199,7 +199,7 @@ class FewShot(_system.System):
         }
 
     def penalty(self, logits: Tensor, real: Tensor) -> dict[str, Tensor]:
-        """Of the discriminator's gradient at real images: of the mean over all logits, not of their sum for an image."""
+        """Of the gradient at real images: that of the mean over all logits, not of an image's sum."""
         (gradient,) = torch.autograd.grad(logits.mean(), real, create_graph=True)
         return {"dis_reg": GRADIENT_PENALTY * gradient.square().sum() / len(real)}
 
