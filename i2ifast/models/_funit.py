@@ -132,11 +132,13 @@ class GPPatchMcResDis(nn.Module):
             x = layer(x)
         return F.leaky_relu(x, SLOPE) if self.in_place else x
 
+    def judge(self, features: Tensor) -> Tensor:
+        """Logits [N,classes,h,w] of features."""
+        return self.cnn_c[0]["conv"](features if self.in_place else F.leaky_relu(features, SLOPE))
+
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         features = self.features(images)
-        x = features if self.in_place else F.leaky_relu(features, SLOPE)
-        logits = self.cnn_c[0]["conv"](x)
-        return logits[torch.arange(len(labels), device=labels.device), labels], features
+        return self.judge(features)[torch.arange(len(labels), device=labels.device), labels], features
 
 
 def pooled_features(features: Tensor) -> Tensor:

@@ -3,6 +3,11 @@
 Contents and codes of classes have two resolutions; what share of the channels lies at the lower one is drawn in every
 iteration, and free to choose in translation. As in the original the depth of its networks is fixed, and learning rates
 are exchanged: that of the generator trains the discriminator.
+
+Where images have no label (`domain` or `reference_domain` -1, and then `index` and `reference_index`, their numbers),
+a classifier is trained first, on those that have one; it gives the others labels, which are learned with it from then
+on, for some are wrong. The original's repository lacks that part: it is the paper's, after Yi and Wu. Probabilistic
+End-to-End Noise Correction for Learning with Noisy Labels. CVPR 2019.
 Wang, Khan, Gonzalez-Garcia, van de Weijer, Khan. Semi-supervised Learning for Few-shot Image-to-Image Translation.
 CVPR 2020.
 """
@@ -12,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,10 +26,12 @@ from ._blocks import pad_to
 from ._funit import FewShot, GPPatchMcResDis
 from ._munit import MLP
 from ._octave import FirstOctConv, LastOctConv, Octave, OctConv, OctResBlock, normalised, rectified
-from ._system import Batch, RMSprop
+from ._system import Batch, Phase, RMSprop
 
 BLOCKS = 6
 ENTROPY = 0.01  # weight
+COMPATIBILITY, CERTAINTY = 0.1, 0.8  # weights of labels that are learned
+CONFIDENCE = 10.0  # of the first soft label
 
 
 @dataclass
@@ -33,9 +41,15 @@ class Config(_funit.Config):
     new_size: int = 130
     fm_w: float = 0.1
     octave_alpha: float | None = None  # share of channels at half resolution; None draws it in every iteration
+    num_images: int = 0  # of the data, if some have no label
+    label_steps: int = 20000  # iterations in which labels are found, several times for each image; then come images
+    label_warm_up: int = 5000  # the first of them, with the given labels alone
+    label_lr: float = 600.0  # of soft labels, by gradient descent
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.num_images and not 0 <= self.label_warm_up < self.label_steps:
+            raise ValueError(f"label_warm_up {self.label_warm_up}: must be less than label_steps {self.label_steps}")
         if self.octave_alpha is not None and not 0 <= self.octave_alpha <= 1:
             raise ValueError(f"octave_alpha {self.octave_alpha}: must be in [0, 1]")
 
@@ -132,6 +146,18 @@ def entropy(content: Octave) -> Tensor:
     return parts[0] + parts[1]
 
 
+def noise_tolerant(logits: Tensor, soft: Tensor, first: Tensor) -> dict[str, Tensor]:
+    """Terms [N] of labels that may be wrong: KL(p || q) of predictions p and labels q = softmax(soft), cross entropy of
+    q and the labels given `first` [N], entropy of p. logits, soft [N,classes]."""
+    classes = logits.size(1)
+    p, q = logits.log_softmax(1), soft.log_softmax(1)
+    return {
+        "label_kl": (p.exp() * (p - q)).sum(1) / classes,
+        "label_first": COMPATIBILITY * -q.gather(1, first[:, None])[:, 0],
+        "label_entropy": CERTAINTY * -(p.exp() * p).sum(1) / classes,
+    }
+
+
 class System(FewShot):
     """A generator and a discriminator; one discriminator step, then one generator step."""
 
@@ -143,11 +169,63 @@ class System(FewShot):
         dis = GPPatchMcResDis(config.dis_nf, config.dis_n_res_blks, config.dis_num_classes)
         of_gen, of_dis = (RMSprop(lr, weight_decay=config.weight_decay) for lr in (config.lr_dis, config.lr_gen))
         super().__init__(config, FewShotGen(config), dis, of_gen, of_dis)
+        if not config.num_images:
+            return
+        self.nets["classifier"] = GPPatchMcResDis(config.dis_nf, config.dis_n_res_blks, config.dis_num_classes)
+        self.register_buffer("soft", torch.zeros(config.num_images, config.dis_num_classes))
+        self.register_buffer("first", torch.full((config.num_images,), -1))  # the first label; -1 is none yet
+        for phase in self.phases:
+            phase.when = lambda step: step >= config.label_steps
+        of_labels = Phase("labels", ("classifier",), self.label_loss, of_dis, after=self.learn_labels,
+                          when=lambda step: config.label_warm_up <= step < config.label_steps)  # fmt: skip
+        warm_up = Phase("labels_warm_up", ("classifier",), self.given_label_loss, of_dis, shares="labels",
+                        when=lambda step: step < config.label_warm_up)  # fmt: skip
+        self.phases[:0] = [of_labels, warm_up]
 
     def prepare(self, batch: Batch) -> Batch:
         alpha = self.config.octave_alpha
         # Drawn on the CPU: the shapes of all maps depend on it.
-        return batch | {"alpha": self.rand((1,), torch.empty(0)).item() if alpha is None else alpha}
+        batch = batch | {"alpha": self.rand((1,), torch.empty(0)).item() if alpha is None else alpha}
+        if not self.config.num_images:
+            return batch
+        given = torch.cat([batch["domain"], batch["reference_domain"]])
+        index = torch.cat([batch["index"], batch["reference_index"]])
+        domain, reference_domain = torch.where(given < 0, self.soft[index].argmax(1), given).chunk(2)
+        found = {"domain": domain, "reference_domain": reference_domain, "given": given, "indices": index}
+        return batch | found | {"images": torch.cat([batch["image"], batch["reference"]])}
+
+    def given_label_loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross entropy of the images that have a label."""
+        classifier = self.nets["classifier"]
+        batch["logits"] = classifier.judge(classifier.features(batch["images"])).mean((2, 3))
+        given = batch["given"]
+        loss = F.cross_entropy(batch["logits"], given, ignore_index=-1, reduction="sum")
+        return {"label_given": loss / (given >= 0).sum().clamp(min=1)}
+
+    def label_loss(self, batch: Batch) -> dict[str, Tensor]:
+        """As before, and `noise_tolerant` of the images without a label, which start with the one that is predicted."""
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            raise ValueError(f"{dist.get_world_size()} processes: labels are learned in one")
+        of_given = self.given_label_loss(batch)
+        logits, index, missing = batch["logits"], batch["indices"], batch["given"] < 0
+        with torch.no_grad():
+            new = self.first[index] < 0
+            first = torch.where(new, logits.argmax(1), self.first[index])
+            self.first[index] = first
+            self.soft[index] = torch.where(
+                new[:, None], CONFIDENCE * F.one_hot(first, logits.size(1)), self.soft[index]
+            )
+        soft = self.soft[index].requires_grad_()
+        self.learned = index, soft
+        terms = noise_tolerant(logits, soft, first)
+        count = missing.sum().clamp(min=1)
+        return of_given | {name: torch.where(missing, term, 0).sum() / count for name, term in terms.items()}
+
+    @torch.no_grad()
+    def learn_labels(self) -> None:
+        """A step of the labels of the batch at hand."""
+        index, soft = self.learned
+        self.soft.index_add_(0, index, soft.grad.to(self.soft), alpha=-self.config.label_lr)
 
     def options(self, batch: Batch) -> dict[str, Any]:
         """`alpha` of the batch, else the config's, else a half."""
