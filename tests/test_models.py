@@ -25,18 +25,19 @@ def label_batch(config: Any, size: tuple[int, int], n: int = 2) -> Batch:
     return {"label": label, "instance": label * 1000, "image": torch.rand((n, 3, *size), generator=g) * 2 - 1}
 
 
-def domain_batch(config: Any, size: tuple[int, int], n: int = 2) -> Batch:
-    """Images of one domain, references of another."""
-    g = torch.Generator().manual_seed(0)
-    images = {name: torch.rand((n, 3, *size), generator=g) * 2 - 1 for name in ("image", "reference", "reference2")}
-    return {**images, "domain": torch.zeros(n, dtype=torch.int64), "reference_domain": torch.ones(n, dtype=torch.int64)}
-
-
 def exemplar_batch(config: Any, size: tuple[int, int], n: int = 2) -> Batch:
     """Blocky label maps with images, and others as exemplars, the first of which belongs to the same image."""
     batch = label_batch(config, size, n)
     ref = {"label_ref": batch["label"].flip(0), "ref": batch["image"].flip(0), "self_ref": torch.eye(n)[0]}
     return batch | ref
+
+
+def domain_batch(config: Any, size: tuple[int, int], n: int = 2) -> Batch:
+    """Images of domains 0, 1, ..., and two others of the next domain each."""
+    g = torch.Generator().manual_seed(0)
+    names = ("image", "reference", "reference2")
+    batch = {name: torch.rand((n, 3, *size), generator=g) * 2 - 1 for name in names}
+    return batch | {"domain": torch.arange(n) % 2, "reference_domain": torch.arange(1, n + 1) % 2}
 
 
 def unpaired_batch(config: Any, size: tuple[int, int], n: int = 2) -> Batch:
