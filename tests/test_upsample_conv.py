@@ -57,7 +57,7 @@ def test_kernels_of_float32(kernel, padding):
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("kernel", [3, 5])
 def test_baked(kernel, padding, monkeypatch):
-    """The small weight is made once, for maps of any size; where the large convolution is the faster nothing changes."""
+    """The small weight is made once, for maps of any size; where the large convolution is faster nothing changes."""
     ours, _ = pair(kernel, padding, 32, 16)
     baked = bake(ours)
     with torch.no_grad(), monkeypatch.context() as patch:
