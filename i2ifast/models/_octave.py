@@ -135,9 +135,8 @@ class LastOctConv(nn.Module):
     def forward(self, x: Octave) -> Tensor:
         given = x.high.size(1)
         weight = torch.cat([self.convh.weight[:, :given], self.convl.weight[:, given:]], 1)
-        return convolved(
-            torch.cat([x.high, up], 1) if (up := doubled(x.low)) is not None else x.high, weight, self.stride
-        )
+        low = doubled(x.low)
+        return convolved(x.high if low is None else torch.cat([x.high, low], 1), weight, self.stride)
 
 
 def normalised(x: Octave) -> Octave:
