@@ -38,9 +38,10 @@ def forwards(system: models.System, case: Case) -> Found:
     for i in range(1, 2 * system.config.gen_n_downs_content, 2):  # upsampling, which is folded into the convolution
         found[f"gen.dec.{i}"] = F.interpolate(found[f"gen.dec.{i - 1}"], scale_factor=2)
     first = content[:1]
-    mean = system.codes({"references": case.inputs("in.x_kshot")[""][None]})
-    of_several = gen.decode(first, mean)
-    found |= {"k_style": mean, "translate_k_shot": of_several, "x_trans_kshot": of_several}
+    for shots in case.inputs("in.x_kshot").values():
+        mean = system.codes({"references": shots[None]})
+        of_several = gen.decode(first, mean)
+        found |= {"k_style": mean, "translate_k_shot": of_several, "x_trans_kshot": of_several}
     found["gen_forward_firstcontent"] = gen.decode(first, code.mean(0, keepdim=True))
     return {f"out.any.{name}": value for name, value in found.items()}
 
