@@ -167,7 +167,7 @@ def test_domains_in_every_layout(tmp_path: Path, form: str) -> None:
     with pytest.raises(FileNotFoundError, match=r"no val\.txt, and no folders with images in .*val"):
         domains.folder(tmp_path, "val", settings)
     with pytest.raises(ValueError, match="domains .*, but the system has 7"):
-        domains.folder(tmp_path, "train", domains.Settings(**SMALL, num_domains=7))
+        domains.folder(tmp_path, "train", domains.Settings(**SMALL, num_domains=7), train=True)
 
 
 def test_references_are_of_one_domain_drawn_evenly(tmp_path: Path) -> None:

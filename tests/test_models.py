@@ -1,6 +1,7 @@
 """Every published system: it builds, its phases train what they say, it translates any size, it reads checkpoints."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,11 +98,11 @@ def test_a_phase_updates_its_networks_and_no_other(name: str) -> None:
         before = parameters(system)
         system.freeze_all_but(phase)
         system.zero_grad()
-        adam = torch.optim.Adam(system.parameters(), lr=1e-3, betas=phase.optimizer.betas)
+        optimizer = replace(phase.optimizer, lr=1e-3).over(system.parameters())
         terms = phase.loss(batch)
         assert all(term.ndim == 0 and term.isfinite() for term in terms.values())
         sum(terms.values()).backward()
-        adam.step()
+        optimizer.step()
         changed = {key.split(".")[0] for key, p in parameters(system).items() if not p.equal(before[key])}
         assert changed == set(phase.nets)
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from plain import gradients, normal
 from torch import Tensor, nn
 
-from i2ifast.nn import UpsampleConv2d, upsample_conv2d
+from i2ifast.nn import UpsampleConv2d, bake, upsample_conv2d
 from i2ifast.nn.upsample_conv import PADDINGS
 
 
@@ -52,6 +52,21 @@ def test_kernels_of_float32(kernel, padding):
     found, expected = gradients(ours, x), gradients(plain, x)
     for name, theirs in expected.items():
         torch.testing.assert_close(found[name], theirs, rtol=1e-4, atol=2e-6 * (1 + theirs.abs().max().item()))
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_baked(kernel, padding, monkeypatch):
+    """The small weight is made once, for maps of any size; where the large convolution is faster nothing changes."""
+    ours, _ = pair(kernel, padding, 32, 16)
+    baked = bake(ours)
+    with torch.no_grad(), monkeypatch.context() as patch:
+        patch.setattr("i2ifast.nn.upsample_conv.small_weight", None)
+        found = [baked(normal(1, 32, *size)) for size in ((9, 8), (4, 5))]
+    expected = [ours(normal(1, 32, *size)) for size in ((9, 8), (4, 5))]
+    torch.testing.assert_close(found, expected)
+    monkeypatch.undo()
+    torch.testing.assert_close(baked(normal(1, 32, 4, 5)), ours(normal(1, 32, 4, 5)))
 
 
 @pytest.mark.parametrize("padding", PADDINGS)

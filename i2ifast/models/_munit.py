@@ -1,4 +1,4 @@
-"""What MUNIT and UNIT share: an auto-encoder and a discriminator per domain, and how they are trained."""
+"""Layers of MUNIT and its relatives, and what it shares with UNIT: a discriminator per domain, and the training."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i2ifast.nn import InstanceNormAct, LayerNorm, UpsampleConv2d
-from i2ifast.nn.conv import Conv2d
+from i2ifast.nn.conv import Conv2d, NarrowConv2d
 from i2ifast.nn.instance import instance_norm_act
 from i2ifast.ops import instance_statistics, modulate_style
 
@@ -22,6 +22,7 @@ from ._losses import VGG16, cross_entropy, least_squares
 from ._originals import load_strictly
 from ._system import Adam, Batch, Phase
 
+IMAGE = 4  # most channels that an image has
 PADDINGS = {"reflect": "reflect", "replicate": "replicate", "zero": "zeros"}
 ACTIVATIONS = {"relu": "relu", "lrelu": 0.2}
 GAN_LOSSES = {"lsgan": least_squares, "nsgan": cross_entropy}
@@ -119,7 +120,7 @@ class Conv2dBlock(nn.Module):
         upsample: bool = False,
     ) -> None:
         super().__init__()
-        kind = UpsampleConv2d if upsample else Conv2d
+        kind = UpsampleConv2d if upsample else NarrowConv2d if fout <= IMAGE and stride == 1 else Conv2d
         self.conv = kind(fin, fout, kernel, stride, (kernel - 1) // 2, padding_mode=PADDINGS[pad])
         norms = {"in": InstanceNormAct, "adain": AdaptiveInstanceNorm, "ln": LayerNorm}
         self.norm = None if norm == "none" else norms[norm](fout, act=act)
@@ -170,16 +171,56 @@ class ContentEncoder(nn.Module):
         return self.model(images)
 
 
-class Decoder(nn.Module):
-    """Content, and the vectors of all its adaptive norms if `norm` is that, to images in [-1, 1]."""
+class StyleEncoder(nn.Module):
+    """Images, of at least 2^(n_downsample + 1) pixels a side, to vectors [N, style_dim, 1, 1]."""
 
-    def __init__(self, config: Config, channels: int, norm: Literal["in", "adain"]) -> None:
+    def __init__(
+        self, channels: int, dim: int, style_dim: int, n_downsample: int = 4, *, pad: str, act: str | float
+    ) -> None:
+        super().__init__()
+        layers = [Conv2dBlock(channels, dim, 7, pad=pad, act=act)]
+        for i in range(n_downsample):
+            factor = 2 if i < 2 else 1
+            layers.append(Conv2dBlock(dim, factor * dim, 4, 2, pad=pad, act=act))
+            dim *= factor
+        self.model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Conv2d(dim, style_dim, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images)
+
+
+class MLP(nn.Module):
+    """Linear layers with activations between them."""
+
+    def __init__(self, fin: int, fout: int, hidden: int, layers: int = 3, *, act: str | float) -> None:
+        super().__init__()
+        widths = fin, *[hidden] * (layers - 1), fout
+        self.model = nn.ModuleList(nn.ModuleDict({"fc": nn.Linear(a, b)}) for a, b in pairwise(widths))
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        *hidden, last = (block["fc"] for block in self.model)
+        x = x.flatten(1)
+        for layer in hidden:
+            x = activated(layer(x), self.act)
+        return last(x)
+
+
+class Decoder(nn.Module):
+    """Content, and the vectors of all its adaptive norms if `norm` is that, to images in [-1, 1].
+
+    `upsampled`: the norm behind each upsampling.
+    """
+
+    def __init__(
+        self, config: Config, channels: int, norm: Literal["in", "adain"], upsampled: Literal["ln", "in"] = "ln"
+    ) -> None:
         super().__init__()
         pad, act = config.gen_pad_type, ACTIVATIONS[config.gen_activ]
         dim = config.gen_dim << config.gen_n_downsample
         layers: dict[int, nn.Module] = {0: ResBlocks(config.gen_n_res, dim, pad=pad, norm=norm, act=act)}
         for i in range(config.gen_n_downsample):
-            layers[2 * i + 2] = Conv2dBlock(dim, dim // 2, 5, pad=pad, norm="ln", act=act, upsample=True)
+            layers[2 * i + 2] = Conv2dBlock(dim, dim // 2, 5, pad=pad, norm=upsampled, act=act, upsample=True)
             dim //= 2
         layers[len(layers) * 2 - 1] = Conv2dBlock(dim, channels, 7, pad=pad, act="tanh")
         self.model = numbered(layers)

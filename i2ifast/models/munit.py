@@ -4,7 +4,6 @@ Huang, Liu, Belongie, Kautz. Multimodal Unsupervised Image-to-Image Translation.
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from . import _munit
 from ._blocks import pad_to
-from ._munit import ACTIVATIONS, AutoEncoders, ContentEncoder, Conv2dBlock, Decoder, activated
+from ._munit import ACTIVATIONS, MLP, AutoEncoders, ContentEncoder, Decoder, StyleEncoder
 from ._system import Batch
 
 
@@ -40,47 +39,17 @@ PRESETS: dict[str, dict[str, Any]] = {
 # fmt: on
 
 
-class StyleEncoder(nn.Module):
-    """Images of at least 32 x 32 pixels to styles [N, style_dim, 1, 1]."""
-
-    def __init__(self, config: Config, channels: int) -> None:
-        super().__init__()
-        options = {"pad": config.gen_pad_type, "act": ACTIVATIONS[config.gen_activ]}
-        dim, layers = config.gen_dim, [Conv2dBlock(channels, config.gen_dim, 7, **options)]
-        for factor in (2, 2, 1, 1):
-            layers.append(Conv2dBlock(dim, factor * dim, 4, 2, **options))
-            dim *= factor
-        self.model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Conv2d(dim, config.gen_style_dim, 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model(images)
-
-
-class MLP(nn.Module):
-    def __init__(self, fin: int, fout: int, hidden: int, act: str | float) -> None:
-        super().__init__()
-        widths = fin, hidden, hidden, fout
-        self.model = nn.ModuleList(nn.ModuleDict({"fc": nn.Linear(a, b)}) for a, b in pairwise(widths))
-        self.act = act
-
-    def forward(self, x: Tensor) -> Tensor:
-        *hidden, last = (block["fc"] for block in self.model)
-        x = x.flatten(1)
-        for layer in hidden:
-            x = activated(layer(x), self.act)
-        return last(x)
-
-
 class AdaINGen(nn.Module):
     """The auto-encoder of one domain."""
 
     def __init__(self, config: Config, channels: int) -> None:
         super().__init__()
-        self.enc_style = StyleEncoder(config, channels)
+        options = {"pad": config.gen_pad_type, "act": ACTIVATIONS[config.gen_activ]}
+        self.enc_style = StyleEncoder(channels, config.gen_dim, config.gen_style_dim, **options)
         self.enc_content = ContentEncoder(config, channels)
         self.dec = Decoder(config, channels, "adain")
         vectors = 4 * config.gen_n_res * (config.gen_dim << config.gen_n_downsample)
-        self.mlp = MLP(config.gen_style_dim, vectors, config.gen_mlp_dim, ACTIVATIONS[config.gen_activ])
+        self.mlp = MLP(config.gen_style_dim, vectors, config.gen_mlp_dim, act=options["act"])
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Content and style."""

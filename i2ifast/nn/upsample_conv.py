@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import _backend
-from ..ops.conv3x3 import PADDINGS, conv3x3, fast
+from ..ops.conv3x3 import PADDINGS, PackedConv3x3, conv3x3, fast
 
 WORTH = 1e8  # products of the large convolution from which on the small one, with its copies, takes less time
 
@@ -83,10 +83,20 @@ def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, paddi
     if not _pays(x, weight):
         pad, mode = (kernel // 2,) * 4, "constant" if padding_mode == "zeros" else padding_mode
         return F.conv2d(F.pad(F.interpolate(x, scale_factor=2), pad, mode), weight, bias)
+    return _enlarged(conv3x3(x, *_small(weight, bias, padding_mode)), x, weight, padding_mode)
+
+
+def _small(weight: Tensor, bias: Tensor | None, padding_mode: str) -> tuple[Tensor, Tensor | None, str]:
+    """Weight, bias and padding of the convolution of the small map."""
     # One upsampled pixel of reflection is the outermost one repeated.
     padding = "zeros" if padding_mode == "zeros" else "replicate"
-    y = _spread(conv3x3(x, small_weight(weight), None if bias is None else bias.repeat(4), padding))
-    if padding_mode == "reflect" and kernel == 5:
+    return small_weight(weight), None if bias is None else bias.repeat(4), padding
+
+
+def _enlarged(z: Tensor, x: Tensor, weight: Tensor, padding_mode: str) -> Tensor:
+    """What the large convolution of x upsampled gives, of z, which the small one of x gave."""
+    y = _spread(z)
+    if padding_mode == "reflect" and weight.size(-1) == 5:
         _reflect_rows(y, x, weight, corners=True)
         _reflect_rows(y.transpose(2, 3), x.transpose(2, 3), weight.transpose(2, 3), corners=False)
     return y
@@ -95,5 +105,13 @@ def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, paddi
 class UpsampleConv2d(nn.Conv2d):
     """An nn.Upsample(scale_factor=2) and the nn.Conv2d behind it, by `upsample_conv2d`; parameters are the Conv2d's."""
 
+    _baked: PackedConv3x3 | None = None
+
+    def bake(self) -> None:
+        """Lay the small weight out once, for inference: later changes of the parameters have no effect."""
+        self._baked = PackedConv3x3(*_small(self.weight, self.bias, self.padding_mode))
+
     def forward(self, x: Tensor) -> Tensor:
-        return upsample_conv2d(x, self.weight, self.bias, self.padding_mode)
+        if self._baked is None or not _pays(x, self.weight):
+            return upsample_conv2d(x, self.weight, self.bias, self.padding_mode)
+        return _enlarged(self._baked(x), x, self.weight, self.padding_mode)
