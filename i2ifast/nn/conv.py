@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import _backend
 from ..ops.conv3x3 import PADDINGS, conv3x3, fast
 
 WORTH = 1e8  # products of a convolution of stride 2 from which on copies for the gradient of its weight pay
@@ -103,7 +104,7 @@ class NarrowConv2d(nn.Conv2d):
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         plain = torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type) or x.dim() != 4
-        if plain or x.device.type != "cpu" or x.dtype is not weight.dtype:
+        if plain or not _backend.fast() or x.device.type != "cpu" or x.dtype is not weight.dtype:
             return super()._conv_forward(x, weight, bias)
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
         x = F.pad(x, self._reversed_padding_repeated_twice, mode)
