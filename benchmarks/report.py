@@ -1,4 +1,4 @@
-"""From measurements to docs/benchmarks.md and the table in README.md: nothing in either is written by hand.
+"""From measurements to docs/benchmarks.md, docs/systems.md and the table in README.md: nothing there is by hand.
 
     python benchmarks/report.py [FILE.json ...]
 
@@ -6,7 +6,9 @@ FILE.json is pytest-benchmark's output: its medians go to results/<date>-<device
 committed. The documents have every row as it was measured last, with the facts of that run.
 """
 
+import inspect
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -251,6 +253,37 @@ def headline(results: list[Result]) -> str:
     return "\n\n".join(parts)
 
 
+def zoo(results: list[Result]) -> str:
+    """All systems: what they are, whether recorded cases of the original hold them, how fast they were measured."""
+    from i2ifast import models
+
+    rows = [row for result in results for row in result["rows"] if row["what"] == "system"]
+
+    def speed(name: str, which: str) -> str:
+        found = [row for row in rows if (row["system"], row["pass"]) == (name, which)]
+        best = [min(row["seconds"].get(way, math.inf) for way in ("ours", "baked")) for row in found]
+        ratios = [row["seconds"]["plain"] / seconds for row, seconds in zip(found, best, strict=True)]
+        return f"{min(ratios):.2g}x" if ratios else ""
+
+    def line(name: str) -> list[str]:
+        system = models.system(name)
+        first, _, rest = inspect.getmodule(system).__doc__.partition("\n")
+        title, _, what = first.partition(": ")
+        papers = [" ".join(part.split()) for part in rest.split("\n\n") if re.search(r"\b(19|20)\d\d\.", part)]
+        paper = papers[-1] if papers else ""
+        cases = sorted(path.stem for path in (ROOT / "tests" / "golden" / name).glob("*.safetensors"))
+        speeds = [speed(name, which) for which in ("inference", "training")]
+        return [f"`{name}`", f"{title}: {what} {paper}", system.data, ", ".join(cases) or "none", *speeds]
+
+    head = ["system", "what it does", "data", "recorded cases of the original", "inference", "training"]
+    about = (
+        "Made by `benchmarks/report.py`. Recorded cases are outputs, losses, gradients and training steps of the"
+        " original implementation that tests hold the system to. Speeds are those of [benchmarks](benchmarks.md), against the"
+        " plain formulation; the lowest where there are several. SPADE's are measured apart, on label maps."
+    )
+    return "\n\n".join(["# Systems", about, table(head, map(line, models.names()))]) + "\n"
+
+
 def between_markers(text: str, inside: str, path: Path) -> str:
     """`text` of the file `path` with `inside` between its two markers."""
     before, begin, rest = text.partition(BEGIN)
@@ -274,6 +307,7 @@ def main(files: list[str], root: Path = ROOT) -> None:
     if not results:
         sys.exit(f"{folder}: no results")
     (root / "docs" / "benchmarks.md").write_text(document(results))
+    (root / "docs" / "systems.md").write_text(zoo(results))
     readme = root / "README.md"
     readme.write_text(between_markers(readme.read_text(), headline(results), readme))
 

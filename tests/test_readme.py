@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from i2ifast import models
+
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
@@ -51,3 +53,9 @@ def test_make_targets_exist() -> None:
 def test_linked_files_exist() -> None:
     links = re.findall(r"\]\((?!http)([^)#]+)", TEXT)
     assert links and all((ROOT / link).exists() for link in links)
+
+
+def test_every_system_is_in_the_table() -> None:
+    """Which `python benchmarks/report.py` makes."""
+    table = (ROOT / "docs" / "systems.md").read_text()
+    assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == models.names()

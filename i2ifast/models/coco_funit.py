@@ -1,6 +1,7 @@
 """COCO-FUNIT: FUNIT whose code of a class depends on the content that it is for, and so not on the pose of the example.
 
 Losses are FUNIT's without the penalty of gradients, in place of which the discriminator's weights are normalised.
+
 Saito, Saenko, Liu. COCO-FUNIT: Few-Shot Unsupervised Image Translation with a Content Conditioned Style Encoder.
 ECCV 2020.
 """

@@ -2,6 +2,7 @@
 
 An image is translated by searching for the pair whose one half comes closest to it, by gradient descent on the code.
 Images are those of digits, 28 x 28.
+
 Liu, Tuzel. Coupled Generative Adversarial Networks. NeurIPS 2016.
 """
 

@@ -3,6 +3,7 @@
 The activations of the original's discriminator work in place, and change what other layers read: where a block keeps
 its width the shortcut is activated, and so are the features that are matched. The learning rates of the two networks
 are exchanged there: that of the generator trains the discriminator.
+
 Liu, Huang, Mallya, Karras, Aila, Lehtinen, Kautz. Few-Shot Unsupervised Image-to-Image Translation. ICCV 2019.
 """
 

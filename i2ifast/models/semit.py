@@ -8,6 +8,7 @@ Where images have no label (`domain` or `reference_domain` -1, and then `index` 
 a classifier is trained first, on those that have one; it gives the others labels, which are learned with it from then
 on, for some are wrong. The original's repository lacks that part: it is the paper's, after Yi and Wu. Probabilistic
 End-to-End Noise Correction for Learning with Noisy Labels. CVPR 2019.
+
 Wang, Khan, Gonzalez-Garcia, van de Weijer, Khan. Semi-supervised Learning for Few-shot Image-to-Image Translation.
 CVPR 2020.
 """

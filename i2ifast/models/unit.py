@@ -2,6 +2,7 @@
 
 The codes are means of normal distributions of deviation 1: training adds noise to them, translation does not. As in
 the original's present code, the domains share no weights. Its "KL" is the mean of squares over all of a code.
+
 Liu, Breuel, Kautz. Unsupervised Image-to-Image Translation Networks. NeurIPS 2017.
 """
 
