@@ -278,8 +278,8 @@ def zoo(results: list[Result]) -> str:
     head = ["system", "what it does", "data", "recorded cases of the original", "inference", "training"]
     about = (
         "Made by `benchmarks/report.py`. Recorded cases are outputs, losses, gradients and training steps of the"
-        " original implementation that tests hold the system to. Speeds are those of [benchmarks](benchmarks.md), against the"
-        " plain formulation; the lowest where there are several. SPADE's are measured apart, on label maps."
+        " original implementation that tests hold the system to. Speeds are those of [benchmarks](benchmarks.md),"
+        " against the plain formulation; the lowest where there are several. SPADE's are measured apart, on label maps."
     )
     return "\n\n".join(["# Systems", about, table(head, map(line, models.names()))]) + "\n"
 
