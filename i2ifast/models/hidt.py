@@ -87,6 +87,10 @@ class Config:
         return "segmented" if self.segmentation_dim else "unpaired"
 
     @property
+    def label_nc(self) -> int:
+        return self.segmentation_dim
+
+    @property
     def num_classes(self) -> int:
         """Labels are 0 .. num_classes - 1."""
         return self.segmentation_dim + self.contain_dontcare_label
@@ -174,8 +178,7 @@ class System(_system.System):
     def data_settings(self) -> dict[str, Any]:
         """The shorter side to the crop's, then a crop."""
         side = self.config.crop_size
-        return {"label_nc": self.config.segmentation_dim, "instance": False, "crop_size": side, "load_size": side,
-                "preprocess_mode": "scale_shortside_and_crop"}  # fmt: skip
+        return {"crop_size": side, "load_size": side, "preprocess_mode": "scale_shortside_and_crop"}
 
     def init_weights(self) -> None:
         """Kaiming normal, biases zero."""
@@ -238,7 +241,7 @@ class System(_system.System):
         return terms
 
     def style_distribution(self, styles: Tensor) -> Tensor:
-        """|mean| + |covariance - I| + |variances - 1|, summed, of the newest styles, which these are put in front of."""
+        """|mean| + |covariance - I| + |variances - 1|, summed, of the newest styles: these, and those before."""
         pool = torch.cat([styles, self.styles.to(styles)])[: self.config.style_pool]
         self.styles = pool.detach()
         centred = pool - pool.mean(0)
