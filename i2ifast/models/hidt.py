@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from i2ifast.nn import LayerNorm
@@ -23,6 +24,8 @@ from ._losses import VGG19, feature_matching, least_squares, perceptual
 from ._originals import load_strictly
 from ._system import Adam, Batch, Phase
 
+ENDINGS = {".pt": "gen", ".pth": "enhancer"}  # of the original's files
+LEAST = 32  # pixels of a side of images that have a style
 GRID = SHIFTS * STRIDE  # sides of images that are enhanced are multiples of it, and SHIFTS more
 FIXED = {
     "content_encoder": {"num_downsamples": 2, "norm": "in", "activ": "relu", "pad_type": "reflect", "skip_dim": 5},
@@ -51,6 +54,7 @@ class Config:
     enhancer_gc: int = 32
     enhancement: Literal["generator", "fullconv"] = "fullconv"  # translate at a quarter and enhance, or all at once
     stage: Literal["generator", "enhancer"] = "generator"  # what is trained
+    load_pretrain: str = ""  # weights to begin with: files of the original, or a .safetensors checkpoint
     contain_dontcare_label: bool = False  # 255 (unknown) counts for nothing
     dis_dim: int = 64
     dis_n_layer: int = 4
@@ -80,11 +84,16 @@ class Config:
                 raise ValueError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(values)}")
         if self.style_pool < 2:
             raise ValueError(f"style_pool {self.style_pool}: a distribution takes at least 2 styles")
+        if self.stage == "enhancer" and self.crop_size < LEAST * SHIFTS + SHIFTS:
+            raise ValueError(
+                f"crop_size {self.crop_size}: an enhancer learns from at least {LEAST * SHIFTS + SHIFTS}, "
+                f"for its copies to have {LEAST} pixels"
+            )
 
     @property
     def data(self) -> str:
-        """Without segmentation maps, photographs alone: contents in trainA, styles in trainB, which may be the same."""
-        return "segmented" if self.segmentation_dim else "unpaired"
+        """Where segmentation is not learned photographs alone: contents and styles, which may be the same folder."""
+        return "segmented" if self.segmentation_dim and self.stage == "generator" else "unpaired"
 
     @property
     def label_nc(self) -> int:
@@ -112,6 +121,8 @@ class Config:
                     raise ValueError(f"{name} {parts[part][name]!r} of {part}: only {value!r} is supported")
         if outputs["images"]["dim"] != 3:
             raise ValueError(f"images of {outputs['images']['dim']} channels: only 3 are supported")
+        if decoder["dim"] != STRIDE * modules["content_encoder"]["dim"]:
+            raise ValueError(f"dim {decoder['dim']} of decoder: must be {STRIDE} times that of content_encoder")
         named = {f"{part}_{name}": value for part, values in parts.items() for name, value in values.items()}
         own = {name: named[name] for name in cls.__dataclass_fields__ if name in named}
         return cls(**own, segmentation_dim=outputs.get("segmentation_maps", {"dim": 0})["dim"])
@@ -119,16 +130,16 @@ class Config:
 
 SMALL = dict(content_encoder_dim=8, content_encoder_num_blocks=1, style_encoder_dim=8, decoder_num_blocks=1,
              adain_net_dim=16, enhancer_nf=8, enhancer_nb=1, enhancer_gc=4, dis_dim=8, dis_n_layer=3,
-             dis_num_scales=2, crop_size=64)  # fmt: skip
+             dis_num_scales=2)  # fmt: skip
 # fmt: off
 PRESETS: dict[str, dict[str, Any]] = {
     "daytime":       dict(style_encoder_output_dim=3,  segmentation_dim=3),
     "enhanced":      dict(style_encoder_output_dim=3,  segmentation_dim=3, enhancement="generator", stage="enhancer",
                           crop_size=516),
     "wikiart":       dict(style_encoder_output_dim=12, segmentation_dim=0),
-    "tiny":          dict(style_encoder_output_dim=3,  segmentation_dim=12, **SMALL),
+    "tiny":          dict(style_encoder_output_dim=3,  segmentation_dim=12, crop_size=64, **SMALL),
     "tiny_enhanced": dict(style_encoder_output_dim=3,  segmentation_dim=0, enhancement="generator", stage="enhancer",
-                          **SMALL),
+                          crop_size=132, **SMALL),
 }
 # fmt: on
 
@@ -181,7 +192,7 @@ class System(_system.System):
         return {"crop_size": side, "load_size": side, "preprocess_mode": "scale_shortside_and_crop"}
 
     def init_weights(self) -> None:
-        """Kaiming normal, biases zero."""
+        """Kaiming normal, biases zero; then the networks that load_pretrain has."""
         for module in self.nets.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)
@@ -189,6 +200,15 @@ class System(_system.System):
             elif isinstance(module, LayerNorm):
                 nn.init.uniform_(module.gamma)
                 nn.init.zeros_(module.beta)
+        path = self.config.load_pretrain
+        if path.endswith(".safetensors"):
+            tensors = load_file(path)
+            for name, net in self.nets.items():
+                start = f"nets.{name}."
+                state = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
+                load_strictly(net, state, Path(path))
+        elif path:
+            self.load_original(path)
 
     def rate(self, step: int) -> float:
         """gamma to the number of step_sizes done, the iteration at hand included."""
@@ -348,6 +368,3 @@ class System(_system.System):
             state = torch.load(file, map_location="cpu", weights_only=True)
             state = {key.removeprefix("module."): value for key, value in state.items()}
             load_strictly(self.nets[ENDINGS[file.suffix]], state, file)
-
-
-ENDINGS = {".pt": "gen", ".pth": "enhancer"}  # of the original's files

@@ -84,8 +84,9 @@ def objects(images: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tensor]:
     corners = boxes[owner, number].to(images)
     sides = corners.new_tensor([images.size(3), images.size(2)])
     low, high = corners[:, :2] / sides, corners[:, 2:] / sides
-    theta = torch.cat([torch.diag_embed(high - low), (low + high - 1)[..., None]], 2)
-    grid = F.affine_grid(theta, [len(owner), images.size(1), size, size], align_corners=False)
+    steps = (torch.arange(size, device=images.device, dtype=images.dtype) + 0.5) / size
+    x, y = (2 * torch.lerp(low, high, steps[:, None, None]) - 1).permute(2, 1, 0)  # [M,size] each
+    grid = torch.stack(torch.broadcast_tensors(x[:, None], y[..., None]), -1)
     return F.grid_sample(images[owner], grid, padding_mode="border", align_corners=False), owner
 
 
