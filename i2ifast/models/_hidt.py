@@ -53,8 +53,8 @@ class StyleEncoder(nn.Module):
         return self.head(self.body(images)).flatten(1)
 
 
-def _padded(x: Tensor) -> Tensor:
-    return F.pad(x, [3] * 4, mode="reflect")
+def _padded(x: Tensor, border: tuple[int, ...] = (3,) * 4) -> Tensor:
+    return F.pad(x, border, mode="reflect")
 
 
 class UpsampleSkipConv2d(nn.Conv2d):
@@ -83,10 +83,16 @@ class UpsampleSkipConv2d(nn.Conv2d):
         taps = _taps().to(weight)
         four = torch.einsum("ockl,pik,qjl->opqcij", weight, taps, taps).flatten(0, 2)
         inside = F.pixel_shuffle(F.conv2d(x, four), 2)
-        large = _padded(F.interpolate(x, scale_factor=2))
-        top, bottom = (F.conv2d(large[:, :, rows], weight) for rows in (slice(9), slice(-9, None)))
-        sides = large[:, :, 3:-3]
-        left, right = (F.conv2d(sides[..., columns], weight) for columns in (slice(9), slice(-9, None)))
+        # Three lines of x become six, and with their padding the nine that three of the border read.
+        top, bottom, left, right = (
+            F.conv2d(_padded(F.interpolate(part, scale_factor=2), pad), weight)
+            for part, pad in (
+                (x[:, :, :3], (3, 3, 3, 0)),
+                (x[:, :, -3:], (3, 3, 0, 3)),
+                (x[..., :3], (3, 0, 0, 0)),
+                (x[..., -3:], (0, 3, 0, 0)),
+            )
+        )
         return torch.cat([top, torch.cat([left, inside, right], 3), bottom], 2)
 
 
