@@ -192,10 +192,13 @@ class System(_system.System):
         return {"crop_size": side, "load_size": side, "preprocess_mode": "scale_shortside_and_crop"}
 
     def init_weights(self) -> None:
-        """Kaiming normal, biases zero; then the networks that load_pretrain has."""
-        for module in self.nets.modules():
+        """Kaiming normal, in discriminators normal of deviation 0.02, biases zero; then what load_pretrain has."""
+        for name, module in self.nets.named_modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(module.weight)
+                if name.startswith("dis"):
+                    nn.init.normal_(module.weight, 0, 0.02)
+                else:
+                    nn.init.kaiming_normal_(module.weight)
                 nn.init.zeros_(module.bias)
             elif isinstance(module, LayerNorm):
                 nn.init.uniform_(module.gamma)
@@ -262,10 +265,10 @@ class System(_system.System):
 
     def style_distribution(self, styles: Tensor) -> Tensor:
         """|mean| + |covariance - I| + |variances - 1|, summed, of the newest styles: these, and those before."""
-        pool = torch.cat([styles, self.styles.to(styles)])[: self.config.style_pool]
+        pool = torch.cat([styles.to(self.styles), self.styles])[: self.config.style_pool]
         self.styles = pool.detach()
         centred = pool - pool.mean(0)
-        covariance = centred.T @ centred / max(1, len(pool) - 1)
+        covariance = (centred[:, :, None] * centred[:, None]).sum(0) / max(1, len(pool) - 1)  # not at half precision
         identity = torch.eye(pool.size(1), device=pool.device, dtype=pool.dtype)
         return pool.mean(0).abs().sum() + (covariance - identity).abs().sum() + (covariance.diag() - 1).abs().sum()
 
