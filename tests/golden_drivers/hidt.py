@@ -18,14 +18,11 @@ def system_of(options: dict[str, Any]) -> models.System:
     return models.build("hidt", **vars(models.system("hidt").Config.from_original(options)))
 
 
-def keyed(recorded: dict[str, Any]) -> dict[str, nn.Module]:
-    presets = {"gen": "daytime", "gen_wikiart": "wikiart", "enhancer": "daytime"}
-    return {name: models.build("hidt", preset).nets[name.partition("_")[0]] for name, preset in presets.items()}
-
-
 def nets_of(name: str, options: dict[str, Any]) -> dict[str, nn.Module]:
-    """Those of the configuration that a file of keys has, and of the other one, which has none."""
-    return keyed({}) | {"gen": system_of({"gen": options}).nets["gen"]}
+    """That of the configuration that the file of keys has, and those of the original's other files."""
+    daytime, wikiart = (models.build("hidt", preset).nets for preset in ("daytime", "wikiart"))
+    gen = system_of({"gen": options}).nets["gen"]
+    return {"gen": gen, "gen_wikiart": wikiart["gen"], "enhancer": daytime["enhancer"]}
 
 
 def found(case: Case, variant: str, backend: str, folder: Path) -> Found:
