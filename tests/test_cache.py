@@ -13,7 +13,7 @@ from i2ifast.data._items import Items, stack
 from i2ifast.data.kinds import images, sketches
 from i2ifast.data.loader import loader
 
-SETTINGS = {"labels": {"label_nc": 12}, "exemplars": {"label_nc": 12}, "boxes": {"label_nc": 12}}
+SETTINGS = dict.fromkeys(("boxes", "exemplars", "labels", "segmented"), {"label_nc": 12})
 
 
 def same(a: dict, b: dict) -> bool:

@@ -54,12 +54,18 @@ def inpainting_batch(config: Any, size: tuple[int, int], n: int = 2) -> Batch:
     return {"image": torch.rand((n, 3, h, w), generator=torch.Generator().manual_seed(0)) * 2 - 1, "mask": mask}
 
 
+def segmented_batch(config: Any, size: tuple[int, int], n: int = 2) -> Batch:
+    """Images, others in whose styles to put them, and label maps of the first."""
+    return unpaired_batch(config, size, n) | {"label": label_batch(config, size, n)["label"]}
+
+
 BATCHES: dict[str, Callable[..., Batch]] = {
     "domains": domain_batch,
     "exemplars": exemplar_batch,
     "inpainting": inpainting_batch,
     "labels": label_batch,
     "paired": unpaired_batch,
+    "segmented": segmented_batch,
     "unpaired": unpaired_batch,
 }
 OF_LABELS = [name for name in models.names() if models.system(name).data == "labels"]

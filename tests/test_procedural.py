@@ -120,6 +120,7 @@ SYSTEMS = {
     ),
     "inpainting": ("region_norm", "", "--images val --masks masks"),
     "paired": ("pix2pix", "", "--images valA"),
+    "segmented": ("hidt", "", "--images val_img --styles train_img"),
     "sketches": ("edgegan", "", "--sketches val/car --domain car --data ."),
     "videos": (
         "vid2vid",

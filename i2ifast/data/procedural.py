@@ -21,8 +21,8 @@ __all__ = ["CLASSES", "COLOURS", "KINDS", "Kind", "Scene", "scene", "write"]
 Size = tuple[int, int]  # height, width
 Content = ndarray | Image.Image | str
 Made = Iterator[tuple[str, Content]]  # names of files, extension included, and what is in them
-Kind = Literal["boxes", "domains", "exemplars", "images", "inpainting", "labels", "paired", "sketches", "unpaired",
-               "videos"]  # fmt: skip
+Kind = Literal["boxes", "domains", "exemplars", "images", "inpainting", "labels", "paired", "segmented", "sketches",
+               "unpaired", "videos"]  # fmt: skip
 
 FRAMES = 10  # of a video
 SPEED = 1 / 64  # image heights that its camera moves by from frame to frame, at most
@@ -124,6 +124,7 @@ KINDS: dict[str, Callable[[str, str, Size, list[int]], Made]] = {
     "inpainting": images,
     "labels": labels,
     "paired": paired,
+    "segmented": labels,
     "sketches": sketches,
     "unpaired": unpaired,
     "videos": videos,
