@@ -11,7 +11,7 @@ from golden_unpaired import Found, after, backward, first_outputs, gradients, op
 from torch import Tensor, nn
 
 from i2ifast import models
-from i2ifast.models import Batch, System
+from i2ifast.models import Batch, Phase, System
 from i2ifast.models.stackgan2 import Discriminator
 
 VARIANTS = ("",)
@@ -19,7 +19,9 @@ VARIANTS = ("",)
 
 def keyed(recorded: dict[str, Any]) -> dict[str, nn.Module]:
     second = models.build("stackgan2", "birds").nets
-    return {"G": second["G"], **{f"D{64 << i}": second[f"D{i}"] for i in range(3)}}
+    stages = {stage: models.build("stackgan", f"stage{stage}").nets for stage in (1, 2)}
+    first = {f"v1_stage{stage}_{name}": nets[name] for stage, nets in stages.items() for name in "GD"}
+    return {"G": second["G"], **{f"D{64 << i}": second[f"D{i}"] for i in range(3)}, **first}
 
 
 def load(nets: dict[str, nn.Module], case: Case, seed: int) -> None:
@@ -119,10 +121,63 @@ def training(system: System, case: Case) -> Found:
     return found | {name.replace("post.train", "post.traj"): value for name, value in states.items()}
 
 
+def first_version(case: Case, seed: int) -> Found:
+    """Both stages, the second first: the generator of the first is a part of its own."""
+    systems = {stage: build_stage(case, stage) for stage in (2, 1)}
+    systems[1].nets["G"] = systems[2].nets["G"].STAGE1_G
+    nets = {"stage2_G": systems[2].nets["G"], "stage1_D": systems[1].nets["D"], "stage2_D": systems[2].nets["D"]}
+    load(nets, case, seed)
+    eps, found, values = list(case.noise("noise.train.")), {}, {}
+    draws = {2: eps[:2], 1: eps[2:]}
+    for stage, system in systems.items():
+        net, images = f"stage{stage}_G", case.inputs(f"in.real{system.config.size[0]}")[""]
+        batch = {"image": images, "embedding": case.inputs("in.text")[""]}
+        layers = {f"G.{path}" for path, module in system.train().nets["G"].named_children() if isinstance(module, nn.Sequential)}
+        with first_outputs(system, "", layers) as outputs, outputs_of(systems[1].nets["G"]) as first:
+            for phase, terms in steps_of(system, batch, [case.inputs("in.z")[""], *draws[stage]]):
+                found |= losses(stage, phase, terms, system.config.kl)
+                if phase.name == "G":
+                    found |= {f"grad.train.{net}.{key}": p.grad for key, p in system.nets["G"].named_parameters()}
+                else:
+                    found |= gradients(system, phase, f"train.stage{stage}_")
+                    if stage == 2:
+                        found |= of_images(system, batch, case.inputs("in.gy_stage2")[""])
+        mu, logvar = batch["mu"], batch["logvar"]
+        values |= {f"mu{stage}": mu, f"logvar{stage}": logvar, f"stage{stage}_img": batch["fake"]}
+        values |= {f"{net}.ca_net.1": mu, f"{net}.ca_net.2": logvar}
+        values[f"{net}.ca_net.0"] = mu + draws[stage][-1] * (0.5 * logvar).exp()
+        values |= {name.replace("G.", f"{net}.", 1): value for name, value in outputs.items()}
+        if stage == 2:
+            values["stage1_img_in_stage2"] = first[0][0]
+            values |= {f"stage2_G.STAGE1_G.{i + 1}": value for i, value in enumerate(first[0])}
+    found = {name.replace("stage1_.", "stage1_").replace("stage2_.", "stage2_"): v for name, v in found.items()}
+    buffers = {f"post.train.stage2_G.{key}": value for key, value in nets["stage2_G"].named_buffers()}
+    return found | buffers | {f"out.train.{name}": value for name, value in values.items()}
+
+
+def build_stage(case: Case, stage: int) -> System:
+    widths = {name: case.options[f"stage{stage}_{name.upper()}"] for name in ("gf_dim", "df_dim")}
+    config = models.system("stackgan").Config.from_original({**case.options, **widths, "stage": stage})
+    return models.build("stackgan", **vars(config))
+
+
+def losses(stage: int, phase: Phase, terms: Found, weight: float) -> Found:
+    """Under the original's names: means over both heads where there are two."""
+    total, kind = sum(terms.values()), f"loss.train.stage{stage}"
+    if phase.name == "G":
+        return {f"{kind}_G": total - terms["kl"], f"{kind}_kl": terms["kl"] / weight}
+    shares = {"real": 1, "wrong": 1 / 2, "fake": 1 / 2} if stage == 1 else {"real": 1, "wrong": 1 / 3, "fake": 2 / 3}
+    parts = {name: sum(term for key, term in terms.items() if key.startswith(name)) for name in shares}
+    return {f"{kind}_D": total, **{f"{kind}_D_{name}": part / shares[name] for name, part in parts.items()}}
+
+
+def of_images(system: System, batch: Batch, gy: Tensor) -> Found:
+    """Gradients of the generator that do not pass through the discriminator."""
+    named = {key: p for key, p in system.nets["G"].named_parameters() if not key.startswith("STAGE1_G")}
+    found = torch.autograd.grad((batch["fake"] * gy).sum(), list(named.values()), retain_graph=True)
+    return {f"grad.train_gy.stage2_G.{key}": value for key, value in zip(named, found, strict=True)}
+
+
 def found(case: Case, variant: str, backend: str, folder: Path) -> Found:
     run = first_version if case.options["version"] == "v1" else second_version
     return settled(case, lambda seed: run(case, seed))
-
-
-def first_version(case: Case, seed: int) -> Found:
-    raise NotImplementedError
