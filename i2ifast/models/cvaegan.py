@@ -122,7 +122,11 @@ class System(_system.System):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.nets["vae"], self.nets["D"], self.nets["C"] = VAE(config), Judge(config, 1), Judge(config, config.n_classes)
+        self.nets["vae"], self.nets["D"], self.nets["C"] = (
+            VAE(config),
+            Judge(config, 1),
+            Judge(config, config.n_classes),
+        )
         adam = Adam(config.lr, (0.9, 0.999))
         self.phases = [
             Phase("C", ("C",), self.classifier_loss, adam),

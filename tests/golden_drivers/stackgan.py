@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from i2ifast import models
 from i2ifast.models import Batch, Phase, System
-from i2ifast.models.stackgan2 import Discriminator
 
 VARIANTS = ("",)
 
@@ -78,7 +77,10 @@ def second_version(case: Case, seed: int) -> Found:
     eps = list(case.noise("noise.train."))
     layers = {f"{net}.{path}" for net, module in own.items() for path, _ in module.named_modules() if path}
     found, values, calls = {}, {}, {}
-    hooks = {name: net.register_forward_hook(lambda m, a, out, at=calls.setdefault(name, []): at.append(out)) for name, net in own.items()}
+    hooks = {
+        name: net.register_forward_hook(lambda m, a, out, at=calls.setdefault(name, []): at.append(out))
+        for name, net in own.items()
+    }
     with first_outputs(system, "", layers & plain_names(case)) as outputs:
         for phase, terms in steps_of(system, batch, [case.inputs("in.z")[""], *eps]):
             found[f"loss.train.{phase.name}"] = sum(terms.values())
@@ -92,7 +94,9 @@ def second_version(case: Case, seed: int) -> Found:
             if f"{name}.{head}" in values:
                 values[f"{name}.{head}"] = values[f"{name}.{head}"].sigmoid()
         if name != "G":
-            values |= judged(name, calls[name], ["real", "wrong", "fake"] if len(calls[name]) == 4 else ["real", "fake"])
+            values |= judged(
+                name, calls[name], ["real", "wrong", "fake"] if len(calls[name]) == 4 else ["real", "fake"]
+            )
     values |= {f"fake.{i}": fake for i, fake in enumerate(batch["fakes"])}
     if batch["mu"] is not None:
         mu, logvar = batch["mu"], batch["logvar"]
@@ -132,7 +136,11 @@ def first_version(case: Case, seed: int) -> Found:
     for stage, system in systems.items():
         net, images = f"stage{stage}_G", case.inputs(f"in.real{system.config.size[0]}")[""]
         batch = {"image": images, "embedding": case.inputs("in.text")[""]}
-        layers = {f"G.{path}" for path, module in system.train().nets["G"].named_children() if isinstance(module, nn.Sequential)}
+        layers = {
+            f"G.{path}"
+            for path, module in system.train().nets["G"].named_children()
+            if isinstance(module, nn.Sequential)
+        }
         with first_outputs(system, "", layers) as outputs, outputs_of(systems[1].nets["G"]) as first:
             for phase, terms in steps_of(system, batch, [case.inputs("in.z")[""], *draws[stage]]):
                 found |= losses(stage, phase, terms, system.config.kl)
