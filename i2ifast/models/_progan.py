@@ -36,10 +36,8 @@ class Config:
     def __post_init__(self) -> None:
         self.depthOtherScales = tuple(self.depthOtherScales)
         if not 0 < self.fade_iterations <= self.iterations or self.first_iterations < 1:
-            raise ValueError(
-                f"first_iterations {self.first_iterations}, fade_iterations {self.fade_iterations}: must be at least 1, "
-                f"and the second at most iterations {self.iterations}"
-            )
+            given = f"first_iterations {self.first_iterations}, fade_iterations {self.fade_iterations}"
+            raise ValueError(f"{given}: must be at least 1, and the second at most iterations {self.iterations}")
         if self.label_size and not self.official:
             raise ValueError(f"label_size {self.label_size}: only with official")
 
@@ -66,16 +64,15 @@ class Config:
     def from_original(cls, options: dict[str, Any]) -> "Config":
         """From the option names and values of either."""
         if "fmap_base" in options:
-            options = options | official_depths(
-                **{k: options[k] for k in ("fmap_base", "fmap_decay", "fmap_max")}, resolution=options["resolution"]
-            )
+            options = options | official_widths(options)
         return cls(**{field.name: options[field.name] for field in fields(cls) if field.name in options})
 
 
-def official_depths(fmap_base: int, fmap_decay: float, fmap_max: int, resolution: int) -> dict[str, Any]:
-    """Options that the official ones stand for."""
-    stages = range(resolution.bit_length() - 1)
-    latent, first, *others = (min(int(fmap_base / 2 ** (stage * fmap_decay)), fmap_max) for stage in stages)
+def official_widths(options: dict[str, Any]) -> dict[str, Any]:
+    """What the official options resolution, fmap_base, fmap_decay and fmap_max stand for."""
+    stages = range(options["resolution"].bit_length() - 1)
+    widths = [int(options["fmap_base"] / 2 ** (stage * options["fmap_decay"])) for stage in stages]
+    latent, first, *others = (min(width, options["fmap_max"]) for width in widths)
     return {"official": True, "dimLatentVector": latent, "depthScale0": first, "depthOtherScales": tuple(others)}
 
 
@@ -233,17 +230,13 @@ def official_state(net: Generator | Discriminator, variables: dict[str, Tensor])
     state = {}
     for key, own in net.state_dict().items():
         layer, _, leaf = key.partition(".module.")
-        found = (
-            [names[layer] + more for more in ("", "_up", "_down") if f"{names[layer]}{more}/{leaf}" in variables]
-            if leaf
-            else []
-        )
-        for name in found:
-            value = variables[f"{name}/{leaf}"]
-            if name.endswith("_up") and leaf == "weight":
-                value = value.permute(2, 3, 0, 1).flip(2, 3)
-            elif value.dim() == 4:
-                value = value.permute(3, 2, 0, 1)
+        for suffix in ("", "_up", "_down"):
+            value = variables.get(f"{names.get(layer)}{suffix}/{leaf}")
+            if value is None:
+                continue
+            if value.dim() == 4:
+                turned = suffix == "_up"
+                value = value.permute(2, 3, 0, 1).flip(2, 3) if turned else value.permute(3, 2, 0, 1)
             elif value.dim() == 2:
                 value = value.view_as(own) if layer == "formatLayer" else value.t()
             state[key] = value

@@ -207,8 +207,8 @@ class System(_system.System):
         return self.decode(first.lerp(last, at), domain.expand(points))
 
     def load_original(self, path: str | Path) -> None:
-        """Load the files of state_dicts *VAE*.pth, *Discriminator*.pth and *Classifier*.pth of a folder, the last two of
-        which may be absent, or one such file."""
+        """Load the state_dicts *VAE*.pth, *Discriminator*.pth and *Classifier*.pth of a folder, the last two of which may
+        be absent, or one such file."""
         path = Path(path)
         for name, part in FILES.items():
             file = path if part in path.name else max(path.glob(f"*{part}*.pth"), default=None)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from i2ifast.nn.losses import input_gradient
 
@@ -25,7 +25,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "celeba":   dict(depthOtherScales=(512, 512, 512, 256, 128)),
     "celebahq": dict(depthOtherScales=(512, 512, 512, 256, 128, 64, 32, 16)),
     "official": dict(depthOtherScales=(512, 512, 512, 256, 128, 64, 32, 16), official=True),
-    "tiny":     dict(dimLatentVector=12, depthScale0=12, depthOtherScales=(12, 8), first_iterations=2, iterations=4, fade_iterations=2),
+    "tiny":     dict(depthOtherScales=(12, 8), depthScale0=12, dimLatentVector=12, first_iterations=2, iterations=4,
+                     fade_iterations=2),
 }
 # fmt: on
 
@@ -143,28 +144,31 @@ class System(_system.System):
         names such as G/4x4/Dense/weight.
         """
         path = Path(path)
-        if self.config.official:
-            found = load_file(path)
-            states = {
-                name: official_state(
-                    net, {k.removeprefix(f"{name}/"): v for k, v in found.items() if k.startswith(name)}
-                )
-                for name, net in self.nets.items()
-            }
-        else:
-            try:
-                found = torch.load(path, map_location="cpu", weights_only=True)
-            except pickle.UnpicklingError as error:
-                raise ValueError(
-                    f"{path} holds objects: save its netG, netD and avgG alone, with the original's code"
-                ) from error
-            states = {"G": found.get("avgG", found.get("netG")), "D": found.get("netD")}
-            if states["G"] is None:
-                raise ValueError(f"{path} has neither avgG nor netG")
+        states = official_states(self.nets, path) if self.config.official else port_states(path)
         for name, state in states.items():
-            if state is not None:
-                lod = {"lod": torch.zeros(())} if name == "G" else {}
-                load_strictly(self.nets[name], {**state, **lod}, path)
+            lod = {"lod": torch.zeros(())} if name == "G" else {}
+            load_strictly(self.nets[name], {**state, **lod}, path)
+
+
+def official_states(nets: nn.ModuleDict, path: Path) -> dict[str, dict[str, Tensor]]:
+    found = load_file(path)
+    variables = {
+        name: {key.removeprefix(f"{name}/"): value for key, value in found.items() if key.startswith(f"{name}/")}
+        for name in nets
+    }
+    return {name: official_state(net, variables[name]) for name, net in nets.items() if variables[name]}
+
+
+def port_states(path: Path) -> dict[str, dict[str, Tensor]]:
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        message = f"{path} holds objects: save its netG, netD and avgG alone, with the original's code"
+        raise ValueError(message) from error
+    generator = found.get("avgG", found.get("netG"))
+    if generator is None:
+        raise ValueError(f"{path} has neither avgG nor netG")
+    return {"G": generator, **({"D": found["netD"]} if "netD" in found else {})}
 
 
 def shrunk(images: Tensor, lod: float) -> Tensor:

@@ -243,8 +243,8 @@ class System(TextSystem):
         return terms | kl_term(batch["mu"], batch["logvar"], self.config.kl)
 
     def load_original(self, path: str | Path) -> None:
-        """Load netG_epoch_<epoch>.pth, of the largest epoch, and netD_epoch_last.pth (may be absent) of a folder, or one
-        such file. The second stage takes a generator of the first for its first one."""
+        """Load netG_epoch_<epoch>.pth, of the largest epoch, and netD_epoch_last.pth (may be absent) of a folder, or
+        one such file. The second stage takes a generator of the first for its first one."""
         path = Path(path)
         if path.is_dir():
             generators = sorted(path.glob("netG_epoch_*.pth"), key=lambda file: int(file.stem.rpartition("_")[2]))

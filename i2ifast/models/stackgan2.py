@@ -5,6 +5,7 @@ Networks. TPAMI 2018.
 """
 
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -227,12 +228,10 @@ class System(TextSystem):
         adam, g_adam = (Adam(lr, (0.5, 0.999)) for lr in (config.discriminator_lr, config.generator_lr))
         self.phases = []
         for level in range(config.branch_num):
-            self.nets[f"D{level}"] = Discriminator(config, level)
-            self.phases.append(self.judging(level, adam))
+            name, loss = f"D{level}", partial(self.discriminator_loss, level=level)
+            self.nets[name] = Discriminator(config, level)
+            self.phases.append(Phase(name, (name,), loss, adam))
         self.phases.append(Phase("G", ("G",), self.generator_loss, g_adam))
-
-    def judging(self, level: int, adam: Adam) -> Phase:
-        return Phase(f"D{level}", (f"D{level}",), lambda batch: self.discriminator_loss(batch, level), adam)
 
     @torch.no_grad()
     def init_weights(self) -> None:
@@ -310,7 +309,8 @@ class System(TextSystem):
         return terms | (kl_term(mu, batch["logvar"], config.kl) if config.b_condition else {})
 
     def load_original(self, path: str | Path) -> None:
-        """Load netG_<count>.pth and netD<level>.pth (may be absent) of a folder, the largest count, or one such file."""
+        """Load netG_<count>.pth, of the largest count, and netD<level>.pth (may be absent) of a folder, or one such
+        file."""
         path = Path(path)
         generators = sorted(path.glob("netG_*.pth"), key=lambda file: int(file.stem.rpartition("_")[2]))
         if path.is_dir() and not generators:

@@ -1,7 +1,8 @@
 """How recorded cases of StackGAN, version 1 and 2, run."""
 
 import copy
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from i2ifast import models
 from i2ifast.models import Batch, Phase, System
+from i2ifast.models.stackgan2 import Discriminator
 
 VARIANTS = ("",)
 
@@ -35,7 +37,7 @@ def load(nets: dict[str, nn.Module], case: Case, seed: int) -> None:
 
 
 @contextmanager
-def outputs_of(net: nn.Module):
+def outputs_of(net: nn.Module) -> Iterator[list[Any]]:
     """What its calls in the block return."""
     calls: list[Any] = []
     handle = net.register_forward_hook(lambda module, args, output: calls.append(output))
@@ -51,7 +53,7 @@ def batch_of(case: Case, system: System, suffix: str = "") -> Batch:
     return batch | ({"embedding": text[""]} if text else {})
 
 
-def steps_of(system: System, batch: Batch, draws: list[Tensor]):
+def steps_of(system: System, batch: Batch, draws: list[Tensor]) -> Iterator[tuple[Phase, Found]]:
     """The phases of an iteration, with their terms, of the noise given."""
     noise = iter(draws)
     system.randn = lambda shape, like: next(noise)
@@ -61,52 +63,41 @@ def steps_of(system: System, batch: Batch, draws: list[Tensor]):
     assert next(noise, None) is None, "noise was left over"
 
 
-def judged(name: str, calls: list[list[Tensor]], kinds: list[str]) -> Found:
-    """Probabilities of the first calls of a discriminator."""
+def judged(name: str, calls: list[list[Tensor]], kinds: Sequence[str]) -> Found:
+    """Probabilities that the first calls of a discriminator give."""
     pairs = zip(kinds, calls, strict=False)
     return {f"{name}_{kind}.{i}": each.sigmoid().flatten() for kind, call in pairs for i, each in enumerate(call)}
 
 
 def second_version(case: Case, seed: int) -> Found:
     system = models.build("stackgan2", **vars(models.system("stackgan2").Config.from_original(case.options)))
-    own = {name: net for name, net in system.nets.items()}
-    load(own, case, seed)
+    more = case.meta["keys"].keys() - system.nets.keys()  # discriminators of images that the system does not make
+    system.nets.update({name: Discriminator(system.config, 2) for name in more})
+    load(dict(system.nets), case, seed)
     if case.trains:
         return training(system.train(), case)
-    batch = batch_of(case, system.train())
-    eps = list(case.noise("noise.train."))
-    layers = {f"{net}.{path}" for net, module in own.items() for path, _ in module.named_modules() if path}
-    found, values, calls = {}, {}, {}
-    hooks = {
-        name: net.register_forward_hook(lambda m, a, out, at=calls.setdefault(name, []): at.append(out))
-        for name, net in own.items()
-    }
-    with first_outputs(system, "", layers & plain_names(case)) as outputs:
+    batch, eps, found = batch_of(case, system.train()), list(case.noise("noise.train.")), {}
+    recorded = {name.removeprefix("out.train.") for name in case.names}
+    with ExitStack() as stack:
+        outputs = stack.enter_context(first_outputs(system, "", recorded - {"G.ca_net.0", "G.ca_net.1", "G.ca_net.2"}))
+        calls = {name: stack.enter_context(outputs_of(net)) for name, net in system.nets.items() if name != "G"}
         for phase, terms in steps_of(system, batch, [case.inputs("in.z")[""], *eps]):
             found[f"loss.train.{phase.name}"] = sum(terms.values())
             found |= gradients(system, phase, "train")
-    for hook in hooks.values():
-        hook.remove()
-    found |= {"loss.train.kl_weighted": terms.get("kl")} | after(system)
-    values |= outputs
-    for name in own:
-        for head in ("logits", "uncond_logits"):
-            if f"{name}.{head}" in values:
-                values[f"{name}.{head}"] = values[f"{name}.{head}"].sigmoid()
-        if name != "G":
-            values |= judged(
-                name, calls[name], ["real", "wrong", "fake"] if len(calls[name]) == 4 else ["real", "fake"]
-            )
+        for name in more:
+            system.nets[name](next(x for x in case.inputs("in.").values() if x.size(-1) == 256))
+    values = {name: value.sigmoid() if name.endswith("logits") else value for name, value in outputs.items()}
     values |= {f"fake.{i}": fake for i, fake in enumerate(batch["fakes"])}
-    if batch["mu"] is not None:
+    kinds = ("real", "wrong", "fake") if system.config.b_condition else ("real", "fake")
+    for name, logits in calls.items():
+        values |= judged(name, logits, kinds)
+        values |= {f"{name}.{i}": each.sigmoid().flatten() for i, each in enumerate(logits[0])}
+    if system.config.b_condition:
         mu, logvar = batch["mu"], batch["logvar"]
+        found["loss.train.kl_weighted"] = terms["kl"]
         values |= {"mu": mu, "logvar": logvar, "G.ca_net.1": mu, "G.ca_net.2": logvar}
         values["G.ca_net.0"] = mu + eps[0] * (0.5 * logvar).exp()
-    return found | {f"out.train.{name}": value for name, value in values.items()}
-
-
-def plain_names(case: Case) -> set[str]:
-    return {name.removeprefix("out.train.") for name in case.names}
+    return found | after(system) | {f"out.train.{name}": value for name, value in values.items()}
 
 
 def training(system: System, case: Case) -> Found:
@@ -136,20 +127,15 @@ def first_version(case: Case, seed: int) -> Found:
     for stage, system in systems.items():
         net, images = f"stage{stage}_G", case.inputs(f"in.real{system.config.size[0]}")[""]
         batch = {"image": images, "embedding": case.inputs("in.text")[""]}
-        layers = {
-            f"G.{path}"
-            for path, module in system.train().nets["G"].named_children()
-            if isinstance(module, nn.Sequential)
-        }
+        children = system.train().nets["G"].named_children()
+        layers = {f"G.{path}" for path, module in children if isinstance(module, nn.Sequential)}
         with first_outputs(system, "", layers) as outputs, outputs_of(systems[1].nets["G"]) as first:
             for phase, terms in steps_of(system, batch, [case.inputs("in.z")[""], *draws[stage]]):
                 found |= losses(stage, phase, terms, system.config.kl)
-                if phase.name == "G":
-                    found |= {f"grad.train.{net}.{key}": p.grad for key, p in system.nets["G"].named_parameters()}
-                else:
-                    found |= gradients(system, phase, f"train.stage{stage}_")
-                    if stage == 2:
-                        found |= of_images(system, batch, case.inputs("in.gy_stage2")[""])
+                trained = system.nets[phase.name].named_parameters()
+                found |= {f"grad.train.stage{stage}_{phase.name}.{key}": p.grad for key, p in trained}
+                if (stage, phase.name) == (2, "D"):
+                    found |= of_images(system, batch, case.inputs("in.gy_stage2")[""])
         mu, logvar = batch["mu"], batch["logvar"]
         values |= {f"mu{stage}": mu, f"logvar{stage}": logvar, f"stage{stage}_img": batch["fake"]}
         values |= {f"{net}.ca_net.1": mu, f"{net}.ca_net.2": logvar}
@@ -158,7 +144,6 @@ def first_version(case: Case, seed: int) -> Found:
         if stage == 2:
             values["stage1_img_in_stage2"] = first[0][0]
             values |= {f"stage2_G.STAGE1_G.{i + 1}": value for i, value in enumerate(first[0])}
-    found = {name.replace("stage1_.", "stage1_").replace("stage2_.", "stage2_"): v for name, v in found.items()}
     buffers = {f"post.train.stage2_G.{key}": value for key, value in nets["stage2_G"].named_buffers()}
     return found | buffers | {f"out.train.{name}": value for name, value in values.items()}
 
