@@ -1,4 +1,4 @@
-"""CVAE-GAN: digits from a class and a code, which an encoder finds for an image; changes of class, ways between codes.
+"""CVAE-GAN: digits from a class and a code, which an encoder finds for images to change their class.
 
 Bao, Chen, Wen, Li, Hua. CVAE-GAN: Fine-Grained Image Generation through Asymmetric Training. ICCV 2017. Networks and
 losses are those of its usual small port: cross entropies where the paper matches features of discriminator and
@@ -207,8 +207,8 @@ class System(_system.System):
         return self.decode(first.lerp(last, at), domain.expand(points))
 
     def load_original(self, path: str | Path) -> None:
-        """Load the state_dicts *VAE*.pth, *Discriminator*.pth and *Classifier*.pth of a folder, the last two of which may
-        be absent, or one such file."""
+        """Load *VAE*.pth, *Discriminator*.pth and *Classifier*.pth of a folder, the last two of which may be absent, or
+        one such file."""
         path = Path(path)
         for name, part in FILES.items():
             file = path if part in path.name else max(path.glob(f"*{part}*.pth"), default=None)

@@ -1,4 +1,4 @@
-"""InfoGAN: images from noise, a class and continuous codes that a second head of the discriminator finds again.
+"""InfoGAN: images from noise, a class and codes, which the discriminator finds again in them.
 
 Networks and losses are those of the usual PyTorch port: least squares in place of cross entropy.
 Chen, Duan, Houthooft, Schulman, Sutskever, Abbeel. InfoGAN: Interpretable Representation Learning by Information

@@ -34,8 +34,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 class System(_system.System):
     """Discriminator with its penalties, then generator; both grow with the iterations, which it counts.
 
-    Losses are sums over the batch, those of the official networks means. Optimizers go on when the networks grow, where
-    the originals begin anew, and gradients are those with respect to images of the size trained at.
+    Losses are sums over the batch, those of the official networks means. Where label_size is not 0 the batch has
+    `domain` [N]. Optimizers go on when the networks grow, where the originals begin anew, and the penalty's gradients
+    are those with respect to images of the size trained at, in official networks too.
     """
 
     Config = Config
@@ -73,28 +74,27 @@ class System(_system.System):
         self.nets["G"].lod.fill_(lod)
         return batch | {"lod": lod, "real": shrunk(batch["image"], lod)}
 
-    def classes(self, batch: Batch, n: int, like: Tensor) -> Tensor | None:
-        """[N]: `domain` of the batch, or drawn; None where the networks know none."""
+    def classes(self, batch: Batch) -> Tensor | None:
+        """`domain` [N] of the batch; None where the networks know no classes."""
         if not self.config.label_size:
             return None
-        return batch["domain"] if "domain" in batch else self.randint(self.config.label_size, (n,), like)
+        if "domain" not in batch:
+            raise ValueError(f"no domain in the batch: with label_size {self.config.label_size} images have classes")
+        return batch["domain"]
 
     def generate(self, latents: Tensor, lod: float, classes: Tensor | None) -> Tensor:
         one_hot = None if classes is None else F.one_hot(classes, self.config.label_size).to(latents)
         return self.nets["G"](latents, lod, one_hot)
 
     def fakes(self, batch: Batch) -> Tensor:
-        real = batch["real"]
-        latents = self.randn((len(real), self.config.dimLatentVector), real)
-        if "classes" not in batch:
-            batch["classes"] = self.classes(batch, len(real), real)
-        return self.generate(latents, batch["lod"], batch["classes"])
+        latents = self.randn((len(batch["real"]), self.config.dimLatentVector), batch["real"])
+        return self.generate(latents, batch["lod"], self.classes(batch))
 
     def judged(self, name: str, images: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scores [N], and the term of classes, if there are any, for images that should show them."""
-        scores, classes = self.nets["D"](images, batch["lod"]).tensor_split([1], 1)
-        terms = {} if batch["classes"] is None else {f"{name}_class": F.cross_entropy(classes, batch["classes"])}
-        return scores[:, 0], terms
+        """Scores [N] of images, and the term of the classes that they should show, if there are any."""
+        scores, found = self.nets["D"](images, batch["lod"]).tensor_split([1], 1)
+        classes = self.classes(batch)
+        return scores[:, 0], {} if classes is None else {f"{name}_class": F.cross_entropy(found, classes)}
 
     def discriminator_loss(self, batch: Batch) -> dict[str, Tensor]:
         config, real, reduce = self.config, batch["real"], self.reduce
@@ -103,8 +103,7 @@ class System(_system.System):
         of_real, real_terms = self.judged("real", real, batch)
         of_fake, fake_terms = self.judged("fake", fake, batch)
         between = fake.lerp(real, self.rand((len(real), 1), real)[..., None, None]).requires_grad_()
-        scores, _ = self.judged("between", between, batch | {"classes": None})
-        slopes = input_gradient(scores, between).norm(dim=1)
+        slopes = input_gradient(self.nets["D"](between, batch["lod"])[:, 0], between).norm(dim=1)
         return {
             "real": -reduce(of_real),
             "fake": reduce(of_fake),
@@ -122,19 +121,24 @@ class System(_system.System):
     def translate(self, batch: Batch) -> dict[str, Tensor]:
         """{"fake": [N,3,H,W]} of `latent` [N,dimLatentVector], or of as many latents as there are images.
 
-        Networks that are not grown up make smaller images, which are enlarged. Classes are `domain` [N] or drawn.
+        Networks that are not grown up make smaller images, which are enlarged. Classes are `domain` [N].
         """
         generator = self.nets["G"]
         like = generator.toRGBLayers[0].module.weight
-        n = len(batch["latent"] if "latent" in batch else batch["image"])
-        latents = batch["latent"] if "latent" in batch else self.randn((n, self.config.dimLatentVector), like)
-        images = self.generate(latents, float(generator.lod), self.classes(batch, n, like))
+        z = (
+            batch["latent"]
+            if "latent" in batch
+            else self.randn((len(batch["image"]), self.config.dimLatentVector), like)
+        )
+        images = self.generate(z, float(generator.lod), self.classes(batch))
         return {"fake": F.interpolate(images, self.config.size)}
 
-    def interpolate(self, first: Tensor, last: Tensor, points: int = 5) -> Tensor:
-        """Images [points,3,H,W] on the line between two latents [dimLatentVector], both included."""
+    def interpolate(self, first: Tensor, last: Tensor, points: int = 5, domain: Tensor | None = None) -> Tensor:
+        """Images [points,3,H,W] on the line between two latents [dimLatentVector], both included, of a class [] if the
+        networks know any."""
         at = torch.linspace(0, 1, points, device=first.device, dtype=first.dtype)[:, None]
-        return self.translate({"latent": first.lerp(last, at)})["fake"]
+        classes = {} if domain is None else {"domain": domain.expand(points)}
+        return self.translate({"latent": first.lerp(last, at), **classes})["fake"]
 
     def load_original(self, path: str | Path) -> None:
         """Load a checkpoint of networks that are grown up.
