@@ -14,6 +14,7 @@ from toy import assert_same
 from i2ifast._state import State
 from i2ifast.models import Batch, System
 from i2ifast.models._progan import with_deviations
+from i2ifast.nn import bake
 
 VARIANTS = [
     ("infogan", {}),
@@ -61,6 +62,18 @@ def test_as_many_images_as_are_asked_for(name: str, options: dict[str, Any]) -> 
     system = tiny(name, **options).eval()
     batch = batch_of(system, 2) | {"image": torch.empty(2, 0)}
     assert len(system.translate(batch)["fake"]) == 2
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
+def test_baked_networks_translate_alike(name: str, options: dict[str, Any]) -> None:
+    system = tiny(name, **options).eval()
+    batch, fakes = batch_of(system), []
+    for _ in range(2):
+        torch.manual_seed(0)
+        fakes.append(system.translate(batch)["fake"])
+        net = "vae" if name == "cvaegan" else "G"
+        system.nets[net] = bake(system.nets[net])
+    torch.testing.assert_close(*fakes, rtol=1e-4, atol=1e-4)
 
 
 def test_infogan_changes_with_its_codes_alone() -> None:

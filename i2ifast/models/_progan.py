@@ -1,6 +1,7 @@
 """Options and networks of ProgressiveGAN: of the usual PyTorch implementation and of the official one."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i2ifast.nn import minibatch_std, upsample_conv2d
-from i2ifast.nn.conv import Conv2d
+from i2ifast.nn.conv import convolve
 from i2ifast.nn.modulated_conv import normalise_second_moment
 
 GROUP = 4  # samples that standard deviations are taken over
@@ -76,18 +77,23 @@ def official_widths(options: dict[str, Any]) -> dict[str, Any]:
     return {"official": True, "dimLatentVector": latent, "depthScale0": first, "depthOtherScales": tuple(others)}
 
 
+class Weights(nn.Module):
+    """What a layer scales, under the name that the layer inside it has in the original."""
+
+    def __init__(self, shape: Sequence[int], outputs: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.empty(*shape)), nn.Parameter(torch.empty(outputs))
+
+
 class Scaled(nn.Module):
     """A layer whose weight is scaled at run time by gain / sqrt(inputs), so that all layers learn at the same rate.
 
     Its bias is scaled as well, but in the official networks.
     """
 
-    def __init__(
-        self, module: nn.Conv2d | nn.ConvTranspose2d | nn.Linear, official: bool, gain: float = 2**0.5
-    ) -> None:
+    def __init__(self, shape: Sequence[int], outputs: int, inputs: int, official: bool, gain: float = 2**0.5) -> None:
         super().__init__()
-        self.module = module
-        inputs = module.weight.size(0) if isinstance(module, nn.ConvTranspose2d) else module.weight[0].numel()
+        self.module = Weights(shape, outputs)
         self.scale = gain / math.sqrt(inputs)
         self.bias_scale = 1.0 if official else self.scale
         self.reset_parameters()
@@ -96,18 +102,35 @@ class Scaled(nn.Module):
         nn.init.normal_(self.module.weight)
         nn.init.zeros_(self.module.bias)
 
+    def scaled(self) -> tuple[Tensor, Tensor]:
+        return self.module.weight * self.scale, self.module.bias * self.bias_scale
+
+
+class ScaledLinear(Scaled):
+    def __init__(self, fin: int, fout: int, official: bool, gain: float = 2**0.5) -> None:
+        super().__init__((fout, fin), fout, fin, official, gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, *self.scaled())
+
+
+class ScaledConv(Scaled):
+    def __init__(self, fin: int, fout: int, kernel: int, official: bool, gain: float = 2**0.5) -> None:
+        super().__init__((fout, fin, kernel, kernel), fout, fin * kernel**2, official, gain)
+
     def forward(self, x: Tensor, upsample: bool = False) -> Tensor:
         """With `upsample` of x twice as large."""
-        weight, bias = self.module.weight * self.scale, self.module.bias * self.bias_scale
-        if isinstance(self.module, nn.Linear):
-            return F.linear(x, weight, bias)
-        if isinstance(self.module, nn.ConvTranspose2d):
-            return F.conv_transpose2d(x, weight, bias)
-        return upsample_conv2d(x, weight, bias) if upsample else self.module._conv_forward(x, weight, bias)
+        return (upsample_conv2d if upsample else convolve)(x, *self.scaled())
 
 
-def conv3(fin: int, fout: int, official: bool) -> Scaled:
-    return Scaled(Conv2d(fin, fout, 3, padding=1), official)
+class FirstMaps(Scaled):
+    """Latents [N,C] to maps [N,fout,4,4], in the official networks, with a bias for each channel."""
+
+    def __init__(self, fin: int, fout: int) -> None:
+        super().__init__((fin, fout, 4, 4), fout, fin, True, 2**0.5 / 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv_transpose2d(x[..., None, None], *self.scaled())
 
 
 def activated(x: Tensor) -> Tensor:
@@ -128,24 +151,20 @@ class Generator(nn.Module):
         super().__init__()
         first, official = config.depthScale0, config.official
         fin = config.dimLatentVector + config.label_size
-        if official:
-            self.formatLayer = Scaled(nn.ConvTranspose2d(fin, first, 4), True, 2**0.5 / 4)
-        else:
-            self.formatLayer = Scaled(nn.Linear(fin, 16 * first), False)
-        self.groupScale0 = nn.ModuleList([conv3(first, first, official)])
+        self.formatLayer = FirstMaps(fin, first) if official else ScaledLinear(fin, 16 * first, False)
+        self.groupScale0 = nn.ModuleList([ScaledConv(first, first, 3, official)])
         widths = [first, *config.depthOtherScales]
         self.scaleLayers = nn.ModuleList(
-            nn.ModuleList([conv3(fin, fout, official), conv3(fout, fout, official)])
+            nn.ModuleList([ScaledConv(fin, fout, 3, official), ScaledConv(fout, fout, 3, official)])
             for fin, fout in zip(widths, widths[1:], strict=False)
         )
         gain = 1.0 if official else 2**0.5
-        self.toRGBLayers = nn.ModuleList(Scaled(nn.Conv2d(width, 3, 1), official, gain) for width in widths)
+        self.toRGBLayers = nn.ModuleList(ScaledConv(width, 3, 1, official, gain) for width in widths)
         self.register_buffer("lod", torch.tensor(float(config.levels)))
 
     def forward(self, latents: Tensor, lod: float, classes: Tensor | None = None) -> Tensor:
         x = normalise_second_moment(latents if classes is None else torch.cat([latents, classes], 1))
-        dense = isinstance(self.formatLayer.module, nn.Linear)
-        x = activated(self.formatLayer(x if dense else x[..., None, None])).view(len(x), -1, 4, 4)
+        x = activated(self.formatLayer(x)).view(len(x), -1, 4, 4)
         x = normalise_second_moment(activated(self.groupScale0[0](normalise_second_moment(x))))
         level, fade = grown(lod, len(self.scaleLayers))
         for convs in self.scaleLayers[:level]:
@@ -161,21 +180,18 @@ class Discriminator(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        first, self.official, self.deviations = config.depthScale0, config.official, config.miniBatchStdDev
-        self.fused = config.official and config.fused_scale
+        first, official = config.depthScale0, config.official
+        self.official, self.deviations = official, config.miniBatchStdDev
+        self.fused = official and config.fused_scale
         widths = [first, *config.depthOtherScales]
-        self.fromRGBLayers = nn.ModuleList(Scaled(nn.Conv2d(3, width, 1), self.official) for width in widths)
+        self.fromRGBLayers = nn.ModuleList(ScaledConv(3, width, 1, official) for width in widths)
         self.scaleLayers = nn.ModuleList(
-            nn.ModuleList([conv3(fin, fin, self.official), conv3(fin, fout, self.official)])
+            nn.ModuleList([ScaledConv(fin, fin, 3, official), ScaledConv(fin, fout, 3, official)])
             for fout, fin in zip(widths, widths[1:], strict=False)
         )
-        last = [
-            conv3(first + self.deviations, first, self.official),
-            Scaled(nn.Linear(16 * first, first), self.official),
-        ]
-        self.groupScaleZero = nn.ModuleList(last)
-        gain = 1.0 if self.official else 2**0.5
-        self.decisionLayer = Scaled(nn.Linear(first, 1 + config.label_size), self.official, gain)
+        conv = ScaledConv(first + self.deviations, first, 3, official)
+        self.groupScaleZero = nn.ModuleList([conv, ScaledLinear(16 * first, first, official)])
+        self.decisionLayer = ScaledLinear(first, 1 + config.label_size, official, 1.0 if official else 2**0.5)
 
     def features(self, images: Tensor, lod: float) -> Tensor:
         """What the decision is made of."""

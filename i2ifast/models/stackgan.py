@@ -179,6 +179,7 @@ class System(TextSystem):
 
     Config = Config
     PRESETS = PRESETS
+    ema = ()
 
     def __init__(self, config: Config) -> None:
         super().__init__()
