@@ -30,10 +30,10 @@ class CANet(nn.Module):
 
 
 class VectorNormAct(BatchNormAct):
-    """BatchNormAct of vectors [N,C], for a BatchNorm1d."""
+    """BatchNormAct of vectors [N,C], for a BatchNorm1d: to the kernels they are the pixels of one channels_last map."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x[..., None, None]).flatten(1)
+        return super().forward(x.t()[None, ..., None])[0, ..., 0].t()
 
 
 def conditions(mu: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
