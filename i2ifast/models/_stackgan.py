@@ -81,9 +81,6 @@ class TextSystem(_system.System):
         """[N,3,H,W] of noise [N,z_dim] and embeddings [N,text_dim]; conditions are drawn."""
         raise NotImplementedError
 
-    def like(self) -> Tensor:
-        return next(self.nets["G"].parameters())
-
     @torch.no_grad()
     def translate(self, batch: Batch) -> dict[str, Tensor]:
         """{"fake": [N,3,H,W]} of `embedding` [N,text_dim], or, unconditionally, as many as there are of `image`.
@@ -92,7 +89,7 @@ class TextSystem(_system.System):
         """
         embedding = batch.get("embedding")
         n = len(next(batch[name] for name in ("embedding", "latent", "image") if name in batch))
-        z = batch["latent"] if "latent" in batch else self.randn((n, self.config.z_dim), self.like())
+        z = batch["latent"] if "latent" in batch else self.randn((n, self.config.z_dim), next(self.nets.parameters()))
         return {"fake": self.images(z, embedding)}
 
     @torch.no_grad()

@@ -247,10 +247,12 @@ class System(TextSystem):
                 nn.init.zeros_(module.bias)
 
     def prepare(self, batch: Batch) -> Batch:
-        """With `real`, the images at the size of each branch, and `wrong`: `wrong` [N,3,H,W] of the batch, images that
-        do not fit the texts, or the images of the batch in another order."""
-        wrong = batch.get("wrong", batch["image"].roll(1, 0))
-        return batch | {"real": self.pyramid(batch["image"]), "wrong": self.pyramid(wrong)}
+        """With `real`, the images at the size of each branch, and, where there are texts, such that do not fit them:
+        `wrong` [N,3,H,W] of the batch, or its images in another order."""
+        found = {"real": self.pyramid(batch["image"])}
+        if self.config.b_condition:
+            found["wrong"] = self.pyramid(batch.get("wrong", batch["image"].roll(1, 0)))
+        return batch | found
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
         options = {"mode": "bilinear", "align_corners": False, "antialias": True}
@@ -278,14 +280,17 @@ class System(TextSystem):
             self.nets["G"].requires_grad_(True)  # its step takes the fakes with their graph
             z = self.randn((len(batch["image"]), self.config.z_dim), batch["image"])
             batch["fakes"], batch["mu"], batch["logvar"] = self.generate(z, self.embedding_of(batch))
-        net, real, wrong, fake = self.nets[f"D{level}"], *(batch[k][level] for k in ("real", "wrong", "fakes"))
+        net, real, fake = self.nets[f"D{level}"], batch["real"][level], batch["fakes"][level].detach()
         if not self.config.b_condition:
-            (of_real,), (of_fake,) = net(real), net(fake.detach())
+            (of_real,), (of_fake,) = net(real), net(fake)
             return {"real": cross_entropy(of_real, True), "fake": cross_entropy(of_fake, False)}
         mu, weight = batch["mu"].detach(), self.config.uncond_loss
         share = 1.0 if weight else 0.5  # of the two kinds that are not right
-        targets = {"real": (real, True, True, 1.0), "wrong": (wrong, False, True, share)}
-        targets["fake"] = (fake.detach(), False, False, share)
+        targets = {
+            "real": (real, True, True, 1.0),
+            "wrong": (batch["wrong"][level], False, True, share),
+            "fake": (fake, False, False, share),
+        }
         terms = {}
         for name, (images, fits, alone, factor) in targets.items():
             pair, image = net(images, mu)
