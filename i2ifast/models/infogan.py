@@ -186,14 +186,14 @@ class System(_system.System):
         return {"g": least_squares(self.nets["D"](fake)[0], True)}
 
     def discriminator_loss(self, batch: Batch) -> dict[str, Tensor]:
-        real, fake = (self.nets["D"](batch[name])[0] for name in ("image", "fake"))
-        return {"d_real": least_squares(real, True) / 2, "d_fake": least_squares(fake, False) / 2}
+        (real, *others), (fake, *_) = (self.nets["D"](batch[name]) for name in ("image", "fake"))
+        return {"d_real": least_squares(real, True) / 2 + without(*others), "d_fake": least_squares(fake, False) / 2}
 
     def information_loss(self, batch: Batch) -> dict[str, Tensor]:
         noise, labels, codes = self.draw(len(batch["image"]), batch["image"])
-        _, classes, found = self.nets["D"](self.generate(noise, labels, codes))
+        validity, classes, found = self.nets["D"](self.generate(noise, labels, codes))
         return {
-            "class": self.config.lambda_cat * F.cross_entropy(classes, labels),
+            "class": self.config.lambda_cat * F.cross_entropy(classes, labels) + without(validity),
             "code": self.config.lambda_con * F.mse_loss(found, codes),
         }
 
@@ -211,3 +211,11 @@ class System(_system.System):
     def load_original(self, path: str | Path) -> None:
         """ValueError: there are no such files."""
         raise ValueError(f"{path}: the original's code writes no checkpoints")
+
+
+def without(*outputs: Tensor) -> Tensor:
+    """Zero, with zero gradients for the heads of these outputs, which a phase does not use.
+
+    Several processes want all parameters of a network of two phases to have gradients; to Adam it makes no difference.
+    """
+    return 0 * sum(output.sum() for output in outputs)
