@@ -192,3 +192,10 @@ def load_params(nets: nn.ModuleDict, path: str | Path) -> None:
         # A profiler may have left its counts.
         state = {key: value for key, value in found[name].items() if not key.endswith(("total_ops", "total_params"))}
         load_strictly(net, state, file)
+
+
+def with_channels(images: Tensor, channels: int) -> Tensor:
+    """Images [N,1 or 3,H,W] with 1 or 3 channels: the mean of three, or three times the one."""
+    if images.size(1) == channels:
+        return images
+    return images.mean(1, keepdim=True) if channels == 1 else images.expand(-1, channels, -1, -1)

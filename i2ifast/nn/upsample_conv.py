@@ -10,6 +10,7 @@ from .. import _backend
 from ..ops.conv3x3 import PADDINGS, PackedConv3x3, conv3x3, fast
 
 WORTH = 1e8  # products of the large convolution from which on the small one, with its copies, takes less time
+PIXELS = 1024  # of the small maps from which on a 3x3 kernel made into four pays for that
 
 
 def _taps(kernel: int) -> Tensor:
@@ -64,8 +65,9 @@ def _pays(x: Tensor, weight: Tensor) -> bool:
     """
     if not _backend.fast() or x.device.type != "cpu" or x.dtype is not weight.dtype or torch.is_autocast_enabled("cpu"):
         return False
-    saves = weight.size(-1) == 5 or fast(x, x.size(1), 4 * weight.size(0))
-    return saves and 4 * x[:, 0].numel() * weight.numel() >= WORTH
+    pixels = x[:, 0].numel()
+    saves = weight.size(-1) == 5 or (pixels >= PIXELS and fast(x, x.size(1), 4 * weight.size(0)))
+    return saves and 4 * pixels * weight.numel() >= WORTH
 
 
 def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, padding_mode: str = "zeros") -> Tensor:
