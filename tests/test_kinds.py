@@ -11,7 +11,7 @@ from toy import newest
 
 from i2ifast import translate
 from i2ifast.data import kind, kinds, procedural
-from i2ifast.data.kinds import domains, images, inpainting, paired, sketches, unpaired
+from i2ifast.data.kinds import domains, embeddings, images, inpainting, paired, sketches, unpaired
 from i2ifast.train import main
 
 
@@ -106,6 +106,31 @@ def test_images_are_found_in_folders_below(tmp_path: Path) -> None:
     assert [data[i]["path"].removeprefix(f"{tmp_path}/train/") for i in range(3)] == ["9.png", "10.png", "more/1.png"]
     with pytest.raises(FileNotFoundError, match="val: no such folder"):
         images.folder(tmp_path, "val", images.Settings())
+
+
+def test_embeddings_of_a_photograph_and_of_none(tmp_path: Path) -> None:
+    for n in range(3):
+        save(tmp_path / f"train/{n}.png", (n, 0, 0))
+        (tmp_path / "train_embedding").mkdir(exist_ok=True)
+        np.save(tmp_path / f"train_embedding/{n}.npy", np.array([[n, 1.0], [n, 2.0]]))
+    settings = embeddings.Settings(**SMALL, text_dim=2)
+    data = embeddings.folder(tmp_path, "train", settings, train=True)
+    drawn = [data[epoch, 1] for epoch in range(30)]
+    assert {tuple(item["embedding"].tolist()) for item in drawn} == {(1, 1), (1, 2)}
+    assert {red(item["image"]) for item in drawn} == {1} and {red(item["wrong"]) for item in drawn} == {0, 2}
+    assert embeddings.folder(tmp_path, "train", settings)[2]["embedding"].tolist() == [2, 1]
+    cases = {
+        "expected finite": np.array([np.nan, 0]),
+        "the system takes 2 numbers": np.zeros(3),
+        "not a readable NumPy": np.array([None, {}], dtype=object),
+    }
+    for message, array in cases.items():
+        np.save(tmp_path / "train_embedding/0.npy", array)
+        with pytest.raises(ValueError, match=rf"train_embedding/0\.npy: .*{message}"):
+            data[0]
+    (tmp_path / "train_embedding/0.npy").unlink()
+    with pytest.raises(FileNotFoundError, match=r"0\.png: has no embedding"):
+        embeddings.folder(tmp_path, "train", settings)
 
 
 @pytest.fixture(scope="module")

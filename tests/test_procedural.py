@@ -113,6 +113,7 @@ def test_flows_of_videos_explain_them(tmp_path: Path) -> None:
 SYSTEMS = {
     "boxes": ("bachgan", "", "--boxes val_boxes --data ."),
     "domains": ("starganv2", "", "--images val/summer --domain winter --data ."),
+    "embeddings": ("stackgan", "--batch-size 2", "--embeddings val_embedding"),
     "exemplars": (
         "cocosnet",
         "--config.crop-size 64 --config.aspect-ratio 1",

@@ -21,8 +21,8 @@ __all__ = ["CLASSES", "COLOURS", "KINDS", "Kind", "Scene", "scene", "write"]
 Size = tuple[int, int]  # height, width
 Content = ndarray | Image.Image | str
 Made = Iterator[tuple[str, Content]]  # names of files, extension included, and what is in them
-Kind = Literal["boxes", "domains", "exemplars", "images", "inpainting", "labels", "paired", "segmented", "sketches",
-               "unpaired", "videos"]  # fmt: skip
+Kind = Literal["boxes", "domains", "embeddings", "exemplars", "images", "inpainting", "labels", "paired", "segmented",
+               "sketches", "unpaired", "videos"]  # fmt: skip
 
 FRAMES = 10  # of a video
 SPEED = 1 / 64  # image heights that its camera moves by from frame to frame, at most
@@ -72,6 +72,14 @@ def images(phase: str, name: str, size: Size, seed: list[int]) -> Made:
     yield f"{phase}/{name}.png", scene(size, seed).image
 
 
+def embeddings(phase: str, name: str, size: Size, seed: list[int]) -> Made:
+    """What share of the pixels each class has, in units of the mean share."""
+    made = scene(size, seed)
+    yield f"{phase}/{name}.png", made.image
+    shares = np.bincount(made.label.ravel(), minlength=len(CLASSES)) / made.label.size
+    yield f"{phase}_embedding/{name}.npy", (shares * len(CLASSES)).astype(np.float32)
+
+
 def paired(phase: str, name: str, size: Size, seed: list[int]) -> Made:
     """Colours of labels, and photographs."""
     made = scene(size, seed)
@@ -119,6 +127,7 @@ def sketches(phase: str, name: str, size: Size, seed: list[int]) -> Made:
 KINDS: dict[str, Callable[[str, str, Size, list[int]], Made]] = {
     "boxes": boxes,
     "domains": domains,
+    "embeddings": embeddings,
     "exemplars": labels,
     "images": images,
     "inpainting": images,
@@ -137,6 +146,8 @@ def save(file: Path, content: Content) -> None:
         file.write_text(content)
     elif file.suffix == ".flo":
         write_flow(file, content)
+    elif file.suffix == ".npy":
+        np.save(file, content)
     else:
         image = content if isinstance(content, Image.Image) else Image.fromarray(content)
         image.save(file, compress_level=1)
