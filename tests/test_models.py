@@ -37,6 +37,15 @@ def unpaired_batch(config: Any, size: tuple[int, int], n: int = 2) -> Batch:
     return {side: torch.rand((n, getattr(config, "input_nc", 3), *size), generator=g) * 2 - 1 for side in "ab"}
 
 
+def boxes_batch(config: Any, size: tuple[int, int], n: int = 2) -> Batch:
+    """Boxes of two classes, and three label maps in place of those retrieved, without what is in the first box."""
+    batch, (h, w) = label_batch(config, size, n), size
+    boxes = torch.zeros(n, config.num_classes, h, w)
+    boxes[:, 1, h // 4 : h // 2, w // 4 : w // 2] = boxes[:, 2, h // 3 :, w // 3 :] = 1
+    retrieved = torch.cat([batch["label"].roll(shift, 3) for shift in (5, 10, 15)], 1)
+    return batch | {"boxes": boxes, "retrieved": retrieved.masked_fill(boxes[:, 1:2] > 0, -1)}
+
+
 def inpainting_batch(config: Any, size: tuple[int, int], n: int = 2) -> Batch:
     """Images, and a rectangular hole in each."""
     h, w = size
@@ -46,6 +55,7 @@ def inpainting_batch(config: Any, size: tuple[int, int], n: int = 2) -> Batch:
 
 
 BATCHES: dict[str, Callable[..., Batch]] = {
+    "boxes": boxes_batch,
     "exemplars": exemplar_batch,
     "inpainting": inpainting_batch,
     "labels": label_batch,
