@@ -90,7 +90,7 @@ class BachGANGenerator(spade.SPADEGenerator):
         seg = layout + self.memory_shared(layout + others.mean(1))
         return self.decode(self.first(seg, None), seg)
 
-    def head(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def head(self, x: Tensor, seg: Tensor) -> tuple[Tensor, Tensor | None]:
         segments = self.config.seg and torch.is_grad_enabled()
         return super().head(x), self.conv_seg(x) if segments else None
 
@@ -110,7 +110,7 @@ class System(spade.System):
     plan_sizes = ()  # windows of single convolutions; the generator's blocks take soft maps
 
     def prepare(self, batch: Batch) -> Batch:
-        """Add `semantics`, the plan of the boxes (or they, if plans do not pay), and `background`, that of retrieved."""
+        """Add `semantics`, the plan of the boxes, or these where plans do not pay, and `background`, that of retrieved."""
         boxes, retrieved = batch["boxes"], batch["retrieved"]
         if boxes.size(1) != self.config.num_classes:
             raise ValueError(f"boxes of {boxes.size(1)} classes: the networks take {self.config.num_classes}")
