@@ -110,7 +110,7 @@ class System(spade.System):
     plan_sizes = ()  # windows of single convolutions; the generator's blocks take soft maps
 
     def prepare(self, batch: Batch) -> Batch:
-        """Add `semantics`, the plan of the boxes, or these where plans do not pay, and `background`, that of retrieved."""
+        """Add `semantics`, the plan of the boxes (or they, if it does not pay), and `background`, that of retrieved."""
         boxes, retrieved = batch["boxes"], batch["retrieved"]
         if boxes.size(1) != self.config.num_classes:
             raise ValueError(f"boxes of {boxes.size(1)} classes: the networks take {self.config.num_classes}")
