@@ -82,7 +82,8 @@ def outputs(system: models.System, batch: models.Batch, z: Tensor, eps: Tensor) 
     views = {"real": system.views(batch["sketch"], batch["image"]), "fake": system.views(edge, photo)}
     found = {f"{seen}_{kind}": nets[net](view[seen]) for net, seen in JUDGED.items() for kind, view in views.items()}
     found |= {"edge_output": edge, "image_output": photo, "z_recon": system.encode(edge)}
-    found |= {"resized_image": views["real"]["image"], "resized_edge_fake": views["fake"]["edge"]}
+    for seen in ("image", "edge"):
+        found |= {f"resized_{seen}": views["real"][seen], f"resized_{seen}_fake": views["fake"][seen]}
     for name, photographs in {"true": batch["image"], "fake": photo}.items():
         found[f"{name}_class_logits"] = nets["D2"](photographs)
     return {f"out.train.{name}": value for name, value in found.items()}
