@@ -6,8 +6,8 @@ This is the paper's first stage, learned from edge maps of photographs in place 
 the sketch of a background to a scene, is the system pix2pix.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -84,7 +84,7 @@ LEAVES = {
 
 
 def parameter_of(variable: str) -> tuple[str, str]:
-    """The network and the state_dict key of a variable; another network's name for a variable of none."""
+    """The network and the state_dict key of a variable; "" for the network of one that is no parameter."""
     net, *path = variable.split("/")
     if len(path) < 2 or path[-1] not in LEAVES:
         return "", variable
@@ -130,7 +130,7 @@ class System(_system.System):
         rmsprop = RMSprop(config.learning_rate, alpha=0.9, eps=1e-10)
         generators = ("G1", "G2")
         self.phases = [
-            *(Phase(net, (net,), self.critic_loss(net), rmsprop) for net in JUDGED),
+            *(Phase(net, (net,), partial(self.critic_loss, net), rmsprop) for net in JUDGED),
             Phase("D2", ("D2",), self.classifier_loss, rmsprop),
             Phase("G", generators, self.generator_loss, rmsprop),
             Phase("E", ("E",), self.encoder_loss, rmsprop),
@@ -172,27 +172,23 @@ class System(_system.System):
             "edge": resize(edge, config.edge_dis_size),
         }
 
-    def critic_loss(self, net: str) -> Callable[[Batch], dict[str, Tensor]]:
+    def critic_loss(self, net: str, batch: Batch) -> dict[str, Tensor]:
         """The Wasserstein distance that critic `net` sees, and the penalty on its gradient between fake and real.
 
         That gradient is of the sum of the logit and its sigmoid, as in the original.
         """
+        if "fakes" not in batch:  # the generators are the same for all critics
+            with torch.no_grad():
+                batch["fakes"] = self.views(*(self.nets[name](batch["coded"]) for name in ("G1", "G2")))
+                batch["reals"] = self.views(batch["sketch"], batch["image"])
         seen = JUDGED[net]
-
-        def loss(batch: Batch) -> dict[str, Tensor]:
-            if "fakes" not in batch:  # the generators are the same for all critics
-                with torch.no_grad():
-                    batch["fakes"] = self.views(*(self.nets[name](batch["coded"]) for name in ("G1", "G2")))
-                    batch["reals"] = self.views(batch["sketch"], batch["image"])
-            fake, real = batch["fakes"][seen], batch["reals"][seen]
-            on_fake, on_real = self.nets[net](torch.cat([fake, real])).chunk(2)
-            between = torch.lerp(real, fake, self.rand((len(real), 1, 1, 1), real)).requires_grad_()
-            logits = self.nets[net](between)
-            penalty = gradient_penalty(logits + torch.sigmoid(logits), between)
-            distance = wasserstein(on_fake, real=False) + wasserstein(on_real, real=True)
-            return {f"{seen}_d": distance, f"{seen}_gp": self.config.lambda_gp * penalty}
-
-        return loss
+        fake, real = batch["fakes"][seen], batch["reals"][seen]
+        on_fake, on_real = self.nets[net](torch.cat([fake, real])).chunk(2)
+        between = torch.lerp(real, fake, self.rand((len(real), 1, 1, 1), real)).requires_grad_()
+        logits = self.nets[net](between)
+        penalty = gradient_penalty(logits + torch.sigmoid(logits), between)
+        distance = wasserstein(on_fake, real=False) + wasserstein(on_real, real=True)
+        return {f"{seen}_d": distance, f"{seen}_gp": self.config.lambda_gp * penalty}
 
     def classifier_loss(self, batch: Batch) -> dict[str, Tensor]:
         """Focal loss of real photographs: cross entropy * (1 - probability)^2."""
