@@ -46,6 +46,15 @@ def unpaired_batch(config: Any, size: tuple[int, int], n: int = 2) -> Batch:
     return {side: torch.rand((n, getattr(config, "input_nc", 3), *size), generator=g) * 2 - 1 for side in "ab"}
 
 
+def boxes_batch(config: Any, size: tuple[int, int], n: int = 2) -> Batch:
+    """Boxes of two classes, and three label maps in place of those retrieved, without what is in the first box."""
+    batch, (h, w) = label_batch(config, size, n), size
+    boxes = torch.zeros(n, config.num_classes, h, w)
+    boxes[:, 1, h // 4 : h // 2, w // 4 : w // 2] = boxes[:, 2, h // 3 :, w // 3 :] = 1
+    retrieved = torch.cat([batch["label"].roll(shift, 3) for shift in (5, 10, 15)], 1)
+    return batch | {"boxes": boxes, "retrieved": retrieved.masked_fill(boxes[:, 1:2] > 0, -1)}
+
+
 def inpainting_batch(config: Any, size: tuple[int, int], n: int = 2) -> Batch:
     """Images, and a rectangular hole in each."""
     h, w = size
@@ -59,19 +68,27 @@ def segmented_batch(config: Any, size: tuple[int, int], n: int = 2) -> Batch:
     return unpaired_batch(config, size, n) | {"label": label_batch(config, size, n)["label"]}
 
 
+def sketches_batch(config: Any, size: tuple[int, int], n: int = 2) -> Batch:
+    """Sketches and photographs of the first two classes."""
+    a, b = unpaired_batch(config, size, n).values()
+    return {"sketch": a, "image": b, "domain": torch.arange(n) % 2}
+
+
 BATCHES: dict[str, Callable[..., Batch]] = {
+    "boxes": boxes_batch,
     "domains": domain_batch,
     "exemplars": exemplar_batch,
     "inpainting": inpainting_batch,
     "labels": label_batch,
     "paired": unpaired_batch,
     "segmented": segmented_batch,
+    "sketches": sketches_batch,
     "unpaired": unpaired_batch,
 }
 OF_LABELS = [name for name in models.names() if models.system(name).data == "labels"]
 # Systems of other data have test files of their own, for what is asked of all here.
 NAMES = [name for name in models.names() if models.system(name).data in BATCHES]
-ONE_SIZE = ["cogan", "cvaegan"]  # whose networks take no other images than those of their training
+ONE_SIZE = ["cogan", "cvaegan", "edgegan"]  # whose networks take no other images than those of their training
 
 
 def tiny(name: str, **options: Any) -> System:

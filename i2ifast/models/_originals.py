@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from i2ifast.nn import InstanceNormAct
 
 
-def load_nets(nets: nn.ModuleDict, path: str | Path, epoch: str, optional: Container[str] = ()) -> None:
+def load_nets(
+    nets: nn.ModuleDict, path: str | Path, epoch: str, optional: Container[str] = (), unused: Container[str] = ()
+) -> None:
     """Load <epoch>_net_<name>.pth for every net of a checkpoint folder, or one such file.
 
-    Files of `optional` nets may be absent from a folder.
+    Files of `optional` nets may be absent from a folder; parts named in `unused` are left out of files.
     """
     path = Path(path)
     if path.is_dir():
@@ -23,14 +25,16 @@ def load_nets(nets: nn.ModuleDict, path: str | Path, epoch: str, optional: Conta
     for name, file in files.items():
         if name not in nets:
             raise ValueError(f"{file}: expected a file name ending in _net_{' or '.join(nets)}.pth")
-        load_file(nets[name], file)
+        load_file(nets[name], file, unused)
 
 
-def load_file(net: nn.Module, file: Path) -> None:
-    """Load a file of one state dict, without the statistics of instance norms that files of PyTorch 0.3 have."""
+def load_file(net: nn.Module, file: Path, unused: Container[str] = ()) -> None:
+    """Load a file of one state dict, without the statistics of instance norms that files of PyTorch 0.3 have, and
+    without what is in modules named in `unused`."""
     norms = [name for name, module in net.named_modules() if isinstance(module, InstanceNormAct)]
     stale = {f"{name}.{key}" for name in norms for key in ("running_mean", "running_var", "num_batches_tracked")}
     state = torch.load(file, map_location="cpu", weights_only=True)
+    stale |= {key for key in state if key.partition(".")[0] in unused}
     load_strictly(net, {key: value for key, value in state.items() if key not in stale}, file)
 
 

@@ -178,7 +178,11 @@ class SPADEGenerator(nn.Module):
         for name, block in self.named_children():
             if name.startswith("up_"):
                 x = block(x, *conditions, upsample=True)
-        return torch.tanh(self.conv_img(F.leaky_relu(x, 0.2, inplace=True)))
+        return self.head(F.leaky_relu(x, 0.2, inplace=True), *conditions)
+
+    def head(self, x: Tensor, *conditions: Semantics | None) -> Tensor:
+        """The largest map to images."""
+        return torch.tanh(self.conv_img(x))
 
 
 class NLayerDiscriminator(nn.Module):

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ..labels import LabelPlan
 from ..ops import PanopticSources, PanopticWindows, panoptic_conv, panoptic_sources, panoptic_upsample, panoptic_windows
 from ..ops._panoptic import check_ids, panoptic_taps
 
@@ -89,7 +90,8 @@ class PanopticUpsample(nn.Module):
     `forward(x, ids, seg=None, ids_small=None)` gives y [N, C, 2H, 2W] and `valid` [N, 2H, 2W], False at holes. x is
     [N, C, H, W]; ids [N, H', W'] integers or a PanopticPlan, resized by nearest to 2H x 2W, and to H x W for the ids of
     x where ids_small is None. `mode`: the candidates and their order, see ops.panoptic_sources. Holes are 0, or with
-    `fill`, a PanopticConv2d from the channels of the semantic map `seg` [N, K, 2H, 2W] to those of x, what that gives.
+    `fill`, a PanopticConv2d from the channels of the semantic map `seg` to those of x, what that gives: seg is
+    [N, K, 2H, 2W], or a LabelPlan of any size.
     """
 
     def __init__(self, mode: str = "nearest3x3", fill: PanopticConv2d | None = None) -> None:
@@ -100,7 +102,7 @@ class PanopticUpsample(nn.Module):
         self,
         x: Tensor,
         ids: Tensor | PanopticPlan,
-        seg: Tensor | None = None,
+        seg: Tensor | LabelPlan | None = None,
         ids_small: Tensor | PanopticPlan | None = None,
     ) -> tuple[Tensor, Tensor]:
         h, w = x.shape[2:]
@@ -115,14 +117,17 @@ class PanopticUpsample(nn.Module):
         return y, sources.source >= 0
 
 
-def fill_holes(y: Tensor, holes: Tensor, seg: Tensor, ids: Tensor, conv: PanopticConv2d) -> None:
+def fill_holes(y: Tensor, holes: Tensor, seg: Tensor | LabelPlan, ids: Tensor, conv: PanopticConv2d) -> None:
     """Write conv(seg, ids) to the pixels `holes` of y, computed there only: few windows, and one matrix product."""
-    if tuple(seg.shape[2:]) != tuple(y.shape[2:]):
-        raise ValueError(f"seg is {list(seg.shape[2:])}, the upsampled map {list(y.shape[2:])}")
     n, _, h, w = y.shape
     taps = panoptic_taps(ids, holes, conv.kernel_size[0])
     shown = taps.long().clamp(min=0)
-    columns = seg.permute(0, 2, 3, 1)[shown // (h * w), shown // w % h, shown % w]
+    if isinstance(seg, LabelPlan):
+        columns = seg.values[seg.level((h, w)).symbols.flatten()[shown]]
+    elif tuple(seg.shape[2:]) == (h, w):
+        columns = seg.permute(0, 2, 3, 1)[shown // (h * w), shown // w % h, shown % w]
+    else:
+        raise ValueError(f"seg is {list(seg.shape[2:])}, the upsampled map {[h, w]}")
     columns = columns.masked_fill((taps < 0)[..., None], 0).flatten(1).to(y.dtype)
     rows = F.linear(columns, conv.weight.permute(0, 2, 3, 1).flatten(1).to(y.dtype))
     rows = rows * (taps.size(1) / (taps >= 0).sum(1, keepdim=True).to(y.dtype))
