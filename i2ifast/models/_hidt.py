@@ -131,7 +131,7 @@ class Decoder(nn.Module):
         last = NarrowConv2d(dim // 4, 3 + config.segmentation_dim, 9, padding=4, padding_mode="reflect")
         self.model_postprocess = nn.Sequential(nn.Sequential(OrderedDict(conv=last)))
         self.split = [4 * dim * config.decoder_num_blocks, 2 * SKIPPED, 2 * SKIPPED]  # of what adain_net gives
-        self.adain_net = MLP(config.style_encoder_output_dim, sum(self.split), config.adain_net_dim, "relu")
+        self.adain_net = MLP(config.style_encoder_output_dim, sum(self.split), config.adain_net_dim, act="relu")
 
     def forward(self, content: Tensor, skips: list[Tensor], style: Tensor) -> tuple[Tensor, Tensor]:
         of_body, *of_skips = self.adain_net(style).split(self.split, 1)
