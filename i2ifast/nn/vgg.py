@@ -45,7 +45,8 @@ class VGG(nn.Module):
 
     path: the state dict of torchvision (`features.<index>.weight`, ...), of a network made of slices of that
     (`slice<k>.<index>.weight`), or by names (`conv1_1.weight`), which are this module's own keys. Widths and depth are
-    those of the file. `preprocess` is applied to images first, for example `caffe` to images in [0, 1].
+    those of the file. `preprocess` is applied to images first, for example `caffe` to images in [0, 1]; `pool` divides
+    sides by its second argument, 2.
     """
 
     def __init__(
@@ -53,9 +54,10 @@ class VGG(nn.Module):
         path: str | Path,
         layers: Sequence[str] = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1"),
         preprocess: Callable[[Tensor], Tensor] | None = None,
+        pool: Callable[[Tensor, int], Tensor] = F.max_pool2d,
     ) -> None:
         super().__init__()
-        self.layers, self.preprocess = tuple(layers), preprocess
+        self.layers, self.preprocess, self.pool = tuple(layers), preprocess, pool
         state = read_state(path)
         if any(key.startswith(("features.", "slice")) for key in state):
             state = {key.partition(".")[2]: v for key, v in state.items() if key.startswith(("features.", "slice"))}
@@ -84,7 +86,7 @@ class VGG(nn.Module):
         features = {}
         for name in self.order:
             if name.startswith("pool"):
-                x = F.max_pool2d(x, 2)
+                x = self.pool(x, 2)
             else:
                 x = F.relu(self.get_submodule(f"conv{name[4:]}")(x), inplace=True)
             features[name] = x
