@@ -1,4 +1,4 @@
-"""What systems of refined label maps share: convolutions with layer norm, resizes, perceptual terms, TensorFlow files."""
+"""What CRN and SIMS share: convolutions with layer norm, resizes, perceptual terms, files of TensorFlow."""
 
 import logging
 from collections.abc import Sequence
@@ -21,7 +21,10 @@ from ._system import Batch
 
 LAYERS = tuple(f"relu{stage}_2" for stage in range(1, 6))
 # What the distances of the images and of LAYERS are multiplied with, in the originals of 256 and 512 pixels.
-WEIGHTS = {256: (1, 1 / 1.6, 1 / 2.3, 1 / 1.8, 1 / 2.8, 10 / 0.8), 512: (1, 1 / 2.6, 1 / 4.8, 1 / 3.7, 1 / 5.6, 10 / 1.5)}
+WEIGHTS = {
+    256: (1, 1 / 1.6, 1 / 2.3, 1 / 1.8, 1 / 2.8, 10 / 0.8),
+    512: (1, 1 / 2.6, 1 / 4.8, 1 / 3.7, 1 / 5.6, 10 / 1.5),
+}
 
 
 @dataclass
@@ -32,7 +35,9 @@ class LabelConfig:
     contain_dontcare_label: bool = True  # label `label_nc` (the rest) is one more class
     crop_size: int = 512  # width of training images
     aspect_ratio: float = 2.0  # width / height
-    vgg_weights: str = ""  # file with weights of VGG19 for RGB in 0..255 less their mean; without one, pixels alone count
+    vgg_weights: str = (
+        ""  # file with weights of VGG19 for RGB in 0..255 less their mean; without one, pixels alone count
+    )
     vgg_scales: tuple[float, float, float, float, float, float] = WEIGHTS[256]
 
     instance: ClassVar[bool] = False  # no instance edges
@@ -59,7 +64,7 @@ class LabelConfig:
 
 
 class LayerNorm(nn.Module):
-    """y = act((x - mean) / sqrt(var + eps) * gamma + beta): mean and biased variance of a sample, gamma and beta [C]."""
+    """y = act((x - mean) / sqrt(var + eps) * gamma + beta): mean and biased variance of a sample; gamma, beta [C]."""
 
     def __init__(self, num_features: int, eps: float = 1e-12, act: str | float = 0.2) -> None:
         super().__init__()

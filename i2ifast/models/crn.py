@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 from . import _crn
 from ._blocks import pad_to
 from ._crn import WEIGHTS, ConvNorm, LabelConfig, bytes_of, read_variables, resize

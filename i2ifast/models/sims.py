@@ -1,8 +1,8 @@
 """SIMS: label maps to images from segments of other photographs, which a network joins and completes.
 
 Qi, Chen, Jia, Koltun. Semi-parametric Image Synthesis. CVPR 2018.
-The canvas of segments is made as `_sims.Bank` says: each is fitted by the box of its shape and cut to the label map. The
-paper's networks for the finer transformation of segments and for their order, and their files, are not here.
+The canvas of segments is made as `_sims.Bank` says: each is fitted by the box of its shape and cut to the label map.
+The paper's networks for a finer transformation of segments and for their order are not here.
 """
 
 import re
@@ -43,7 +43,9 @@ class Config(LabelConfig):
 
     def __post_init__(self) -> None:
         if self.semantic and self.semantic < self.num_classes:
-            raise ValueError(f"semantic {self.semantic}: must be 0 or at least the number of classes, {self.num_classes}")
+            raise ValueError(
+                f"semantic {self.semantic}: must be 0 or at least the number of classes, {self.num_classes}"
+            )
         super().__post_init__()
 
     @property
@@ -155,7 +157,9 @@ class System(_crn.System):
         else:
             without = map(key_of, batch["path"]) if "path" in batch else [None] * len(seg)
             labels = seg.argmax(1).cpu()
-            made = [self.bank.canvas(*each) for each in zip(labels, [self.config.elide] * len(seg), without, strict=True)]
+            made = [
+                self.bank.canvas(*each) for each in zip(labels, [self.config.elide] * len(seg), without, strict=True)
+            ]
             canvas, mask = (torch.stack(each).to(seg) for each in zip(*made, strict=True))
         return {**batch, "canvas": canvas, "mask": mask}
 

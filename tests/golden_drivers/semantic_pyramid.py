@@ -49,7 +49,9 @@ def found(case: Case, variant: str, backend: str, folder: Path) -> dict[str, Ten
     system.randn = lambda shape, like: next(draws)
     system.extract = lambda images: batch["fake"]
     system.nets["G"].colorize[0].register_forward_hook(lambda module, args, output: before.append((module, args[0])))
-    names = [name.removeprefix("out.train.") for name in case.names if name.startswith(("out.train.G.", "out.train.D."))]
+    names = [
+        name.removeprefix("out.train.") for name in case.names if name.startswith(("out.train.G.", "out.train.D."))
+    ]
     heads = {net: module.register_forward_hook(lambda _, args, output, net=net: calls[net].append(output))
              for net, module in system.nets.items()}  # fmt: skip
     calls: dict[str, list[Tensor]] = {net: [] for net in heads}
@@ -63,6 +65,8 @@ def found(case: Case, variant: str, backend: str, folder: Path) -> dict[str, Ten
             sum(terms.values()).backward()
             parameters = system.nets[phase.name].named_parameters()
             found |= {f"grad.train.{phase.name}.{key}": p.grad for key, p in parameters}
+            # In losses they are constants: gradients are those through the generator.
+            prepared |= {name: [t.detach() for t in prepared[name]] for name in ("z", "features")}
     for name in ("rec", "div"):
         found[f"loss.train.{name}"] = found[f"loss.train.{name}"] / getattr(system.config, f"{name}_weight")
     values = outputs | dict(zip(("fake1", "fake2"), calls["G"], strict=True))
