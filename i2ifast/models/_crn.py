@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i2ifast import labels, ops
-from i2ifast.nn.conv import Conv2d
+from i2ifast.nn.conv import convolve
 from i2ifast.nn.vgg import VGG
 
 from . import _system
@@ -79,15 +79,21 @@ class LayerNorm(nn.Module):
         return ops.modulate_mixed(x, mix, self.act, self.eps * unbiased)
 
 
-class ConvNorm(Conv2d):
-    """A 3x3 convolution, layer norm, and a leaky relu of slope 0.2."""
+class ConvNorm(nn.Conv2d):
+    """A 3x3 convolution, layer norm, and a leaky relu of slope 0.2.
+
+    It takes its channels in parts, each with a convolution of its own. Apart, label maps cost no gradient, and all else
+    has numbers of channels that `ops.conv3x3` is fast at.
+    """
 
     def __init__(self, fin: int, fout: int) -> None:
         super().__init__(fin, fout, 3, padding=1, bias=False)
         self.LayerNorm = LayerNorm(fout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.LayerNorm(super().forward(x))
+    def forward(self, *parts: Tensor) -> Tensor:
+        weights = self.weight.split([part.size(1) for part in parts], 1)
+        first, *more = (convolve(part, weight, None) for part, weight in zip(parts, weights, strict=True))
+        return self.LayerNorm(sum(more, first))
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:

@@ -96,8 +96,9 @@ class Generator(nn.Module):
             pyramid.insert(0, F.avg_pool2d(pyramid[0], 2))
         x = None
         for level, at in zip(self.config.levels, pyramid, strict=True):
-            x = at if x is None else torch.cat([resize(x, at.shape[2:]), at], 1)
-            x = self.get_submodule(f"g_{level}_conv2")(self.get_submodule(f"g_{level}_conv1")(x))
+            parts = [at] if x is None else [resize(x, at.shape[2:]), at]
+            x = self.get_submodule(f"g_{level}_conv1")(*parts)
+            x = self.get_submodule(f"g_{level}_conv2")(x)
         colours = self.get_submodule(self.head)(x)  # image i is channels i, K + i and 2 K + i
         return colours.unflatten(1, (3, -1)).transpose(1, 2)
 

@@ -74,12 +74,20 @@ PRESETS: dict[str, dict[str, Any]] = {
 # fmt: on
 
 
-def repeat(name: str, widths: list[int]) -> nn.Sequential:
-    """A scope of convolutions, which are numbered from 1."""
-    layers = nn.Sequential()
-    for i, (fin, fout) in enumerate(pairwise(widths), 1):
-        layers.add_module(f"{name}_{i}", ConvNorm(fin, fout))
-    return layers
+class Scope(nn.Sequential):
+    """Convolutions, which are numbered from 1; the first one takes parts."""
+
+    def __init__(self, name: str, widths: list[int]) -> None:
+        super().__init__()
+        for i, (fin, fout) in enumerate(pairwise(widths), 1):
+            self.add_module(f"{name}_{i}", ConvNorm(fin, fout))
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        first, *more = self
+        x = first(*parts)
+        for layer in more:
+            x = layer(x)
+        return x
 
 
 def halve(x: Tensor) -> Tensor:
@@ -97,10 +105,10 @@ class Generator(nn.Module):
         given, below = config.num_classes + 4, 0
         for i, (fin, fout) in enumerate(pairwise([given, *config.encoder]), 1):
             name = f"g_encoder_conv{i}"
-            self.add_module(name, repeat(name, [fin, *[fout] * REPEATS[i - 1]]))
+            self.add_module(name, Scope(name, [fin, *[fout] * REPEATS[i - 1]]))
         skips = [*reversed(config.encoder), 0, 0]
         for (name, width), skip in zip(config.decoder.items(), skips, strict=False):
-            self.add_module(name, repeat(name, [given + skip + below, width, width]))
+            self.add_module(name, Scope(name, [given + skip + below, width, width]))
             below = width
         self.g_conv100 = nn.Conv2d(below, 3, 1)
         self.g_semantic = nn.Conv2d(below, config.semantic, 1) if config.semantic else None
@@ -115,10 +123,8 @@ class Generator(nn.Module):
         x = None
         for name in self.config.decoder:
             size = skips[-1].shape[2:] if skips else whole.shape[2:] if name == "g_decoder_512" else given.shape[2:]
-            parts = [resize(whole, size)]
-            parts += [skips.pop()] if skips else []
-            parts += [] if x is None else [resize(x, size)]
-            x = self.get_submodule(name)(torch.cat(parts, 1))
+            below = ([skips.pop()] if skips else []) + ([] if x is None else [resize(x, size)])
+            x = self.get_submodule(name)(resize(whole, size), torch.cat(below, 1))
         return self.g_conv100(x), None if self.g_semantic is None else self.g_semantic(x)
 
 

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .conv import Conv2d
+
 STAGES = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}  # convolutions between poolings
 
 
@@ -68,7 +70,7 @@ class VGG(nn.Module):
         found = sorted(key.removesuffix(".weight") for key in state if re.fullmatch(r"conv\d_\d\.weight", key))
         for name in found:
             weight = state[f"{name}.weight"]
-            conv = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1)
+            conv = Conv2d(weight.shape[1], weight.shape[0], 3, padding=1)
             conv.load_state_dict({"weight": weight, "bias": state[f"{name}.bias"]})
             self.add_module(name, conv)
         self.order = [f"relu{name[4:]}" for name in found]
