@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .conv import Conv2d
+
 STAGES = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}  # convolutions between poolings
 
 
@@ -48,7 +50,8 @@ class VGG(nn.Module):
 
     path: the state dict of torchvision (`features.<index>.weight`, ...), of a network made of slices of that
     (`slice<k>.<index>.weight`), or by names (`conv1_1.weight`), which are this module's own keys. Widths and depth are
-    those of the file. `preprocess` is applied to images first, for example `caffe` to images in [0, 1].
+    those of the file. `preprocess` is applied to images first, for example `caffe` to images in [0, 1]; `pool` divides
+    sides by its second argument, 2.
     """
 
     def __init__(
@@ -56,9 +59,10 @@ class VGG(nn.Module):
         path: str | Path,
         layers: Sequence[str] = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1"),
         preprocess: Callable[[Tensor], Tensor] | None = None,
+        pool: Callable[[Tensor, int], Tensor] = F.max_pool2d,
     ) -> None:
         super().__init__()
-        self.layers, self.preprocess = tuple(layers), preprocess
+        self.layers, self.preprocess, self.pool = tuple(layers), preprocess, pool
         state = read_state(path)
         if any(key.startswith(("features.", "slice")) for key in state):
             state = {key.partition(".")[2]: v for key, v in state.items() if key.startswith(("features.", "slice"))}
@@ -69,7 +73,7 @@ class VGG(nn.Module):
         found = sorted(key.removesuffix(".weight") for key in state if re.fullmatch(r"conv\d_\d\.weight", key))
         for name in found:
             weight = state[f"{name}.weight"]
-            conv = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1)
+            conv = Conv2d(weight.shape[1], weight.shape[0], 3, padding=1)
             conv.load_state_dict({"weight": weight, "bias": state[f"{name}.bias"]})
             self.add_module(name, conv)
         self.order = [f"relu{name[4:]}" for name in found]
@@ -87,7 +91,7 @@ class VGG(nn.Module):
         features = {}
         for name in self.order:
             if name.startswith("pool"):
-                x = F.max_pool2d(x, 2)
+                x = self.pool(x, 2)
             else:
                 x = F.relu(self.get_submodule(f"conv{name[4:]}")(x), inplace=True)
             features[name] = x
