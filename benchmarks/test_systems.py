@@ -1,6 +1,6 @@
-"""Systems at their published widths, from photographs: translation and training against the plain formulation.
+"""Systems at their published widths: translation and training against the plain formulation.
 
-A file of `systems/` holds ROWS. Photographs are procedural scenes, and real ones where --realdata names their folder.
+A file of `systems/` holds ROWS. Data are procedural scenes, and real ones where --realdata names their folder.
 """
 
 import importlib
@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import maps
 import pytest
 import torch
 from systems import Networks, Row
@@ -30,13 +31,19 @@ ROUNDS = {"inference": 5, "training": 3}
 LAST = torch.channels_last
 
 
-def photographs(row: Row, kind: str, small: bool, realdata: Path | None, count: int) -> list[Batch]:
-    """Batches {a, b [N,3,H,W]} of two domains."""
+def batches_of(row: Row, kind: str, small: bool, realdata: Path | None, count: int) -> list[Batch]:
+    """Batches {a, b [N,3,H,W]} of two domains, or of label maps."""
     h, w = (side // 4 for side in row.size) if small else row.size
+    if kind == "real" and realdata is None:
+        pytest.skip("real data: name their folder by --realdata")
+    system = models.system(row.system)
+    config = system.Config(**system.PRESETS[row.preset] | row.options)
+    if system.data_of(config) == "labels":
+        folder, phase = maps.REAL[row.maps]
+        real = (realdata / folder, phase) if kind == "real" else None
+        return maps.batches(kind, config, (h, w), row.batch, count, real)
     settings = unpaired.Settings(crop_size=w, aspect_ratio=w / h, load_size=w)
     if kind == "real":
-        if realdata is None:
-            pytest.skip("real photographs: name their folder by --realdata")
         items = unpaired.folder(realdata / "cat2dog", "test", settings)
         images = [{side: items[i][side] for side in "ab"} for i in range(count * row.batch)]
     else:
@@ -75,7 +82,7 @@ def compiled(nets: Networks) -> Networks:
 @torch.no_grad()
 def test_inference(compare, device, small, realdata, compiling, row, kind) -> None:
     """Images to images, as the system translates."""
-    data = [move(batch, device) for batch in photographs(row, kind, small, realdata, ROUNDS["inference"])]
+    data = [move(batch, device) for batch in batches_of(row, kind, small, realdata, ROUNDS["inference"])]
 
     def system() -> System:
         return system_of(row, small).eval().to(device, memory_format=LAST)
@@ -101,7 +108,7 @@ def test_inference(compare, device, small, realdata, compiling, row, kind) -> No
 
 
 def where(row: Row, batch: Batch, kind: str) -> dict[str, Any]:
-    size = tuple(batch["a"].shape[2:])
+    size = tuple(next(iter(batch.values())).shape[2:])
     facts = {"system": row.system, "preset": row.preset, "size": size, "batch": row.batch, "map": kind}
     return {"what": "system", "dtype": "float32", **facts}
 
@@ -164,7 +171,7 @@ def trainer(name: str, row: Row, small: bool, device: torch.device) -> Trainer:
 def peak_memory(name: str, row: str, small: bool) -> int:
     """Bytes that two training steps take at most, beyond what the imports took, in a process that did nothing else."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    batch = move(photographs(ROWS[row], "procedural", small, None, 1)[0], device)
+    batch = move(batches_of(ROWS[row], "procedural", small, None, 1)[0], device)
     before = peak_resident()
     step = trainer(name, ROWS[row], small, device).step
     step(batch)
@@ -178,7 +185,7 @@ def peak_memory(name: str, row: str, small: bool) -> int:
 @pytest.mark.parametrize("row", ROWS.values(), ids=list(ROWS))
 def test_training_step(compare, device, small, realdata, compiling, row, kind) -> None:
     """An iteration: all phases."""
-    data = [move(batch, device) for batch in photographs(row, kind, small, realdata, ROUNDS["training"])]
+    data = [move(batch, device) for batch in batches_of(row, kind, small, realdata, ROUNDS["training"])]
     names = ("plain", "channels_last", "ours", *(["compile"] if compiling else []))
     memory = {}
     if kind == "procedural":

@@ -6,7 +6,9 @@ A checkpoint is two files. `checkpoint-00000500.safetensors` holds the tensors a
 
 import hashlib
 import json
+import math
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 Header = dict[str, Any]
-KEEP = 2  # the newest may be damaged after it was written; the one before is the spare
+BEST = "best"  # name of the best checkpoint
 MANIFEST_LIMIT = 4096  # bytes
 
 
@@ -49,9 +51,41 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Tensor], header: Header) -> Path:
-    """Write the checkpoint of `step`, then delete all but the newest two; returns the path of the tensors.
+class Best:
+    """The lowest mean, between two checkpoints, of a loss `term` as the log names it; without one there is no best."""
 
+    def __init__(self, term: str | None, header: Header) -> None:
+        """`header`: that of the checkpoint which is resumed, if there is one."""
+        self.term, self.values = term, []
+        self.lowest = header.get("best", {}).get(term, math.inf)
+
+    def add(self, means: Mapping[str, float]) -> None:
+        """Note the means of some steps. ValueError for a term that there is not."""
+        if self.term is not None and means:
+            if self.term not in means:
+                raise ValueError(f"best {self.term!r}: there is no such loss term; there are {', '.join(means)}")
+            self.values.append(means[self.term])
+
+    def is_now(self) -> bool:
+        """Whether the mean since the last call is the lowest so far."""
+        values, self.values = self.values, []
+        if not values or (mean := sum(values) / len(values)) >= self.lowest:
+            return False
+        self.lowest = mean
+        return True
+
+    @property
+    def header(self) -> Header:
+        """What a run that is resumed has to know."""
+        return {"best": {self.term: self.lowest}} if self.lowest < math.inf else {}
+
+
+def save(
+    folder: Path, step: int, tensors: Mapping[str, Tensor], header: Header, keep: int = 2, best: bool = False
+) -> Path:
+    """Write the checkpoint of `step`, then delete all but the newest `keep`; returns the path of the tensors.
+
+    One that is the `best` so far is kept under that name too.
     Raises CheckpointError, with earlier checkpoints untouched, if the disk refuses or a tensor is not finite.
     """
     path = folder / f"checkpoint-{step:08d}.safetensors"
@@ -65,17 +99,30 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], header: Header)
         with _atomic(path) as temporary:
             save_file(host, temporary, metadata={"i2ifast": json.dumps(header)})
             manifest = {"bytes": temporary.stat().st_size, "sha256": _digest(temporary)}
-        with _atomic(path.with_suffix(".json")) as temporary:
-            temporary.write_text(json.dumps(manifest))
-        _prune(folder)
+        if best:  # before there is a checkpoint: if killed in between, the run comes here again
+            _link(path, folder / f"{BEST}.safetensors")
+        for name in (BEST, path.stem) if best else (path.stem,):
+            with _atomic(folder / f"{name}.json") as temporary:
+                temporary.write_text(json.dumps(manifest))
+        _prune(folder, keep)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be written ({error}); earlier checkpoints are untouched") from error
     return path
 
 
-def _prune(folder: Path) -> None:
-    """Delete all but the newest two checkpoints, and whatever a killed save left."""
-    kept = {manifest.stem for manifest in manifests(folder)[:KEEP]}
+def _link(path: Path, name: Path) -> None:
+    """Give a file a second name, in place of what had it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        os.link(path, temporary)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, temporary)
+    os.replace(temporary, name)
+
+
+def _prune(folder: Path, keep: int) -> None:
+    """Delete all but the newest checkpoints, and whatever a killed save left."""
+    kept = {manifest.stem for manifest in manifests(folder)[:keep]}
     for file in sorted(folder.glob("checkpoint-*")):  # .json sorts before .safetensors: the manifest goes first
         if file.stem not in kept:
             file.unlink()

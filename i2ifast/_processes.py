@@ -2,9 +2,10 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .models import Batch, Phase, System
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -49,13 +52,50 @@ class PhaseModule(nn.Module):
         return self.loss(batch)
 
 
-def loss_of(system: System, phase: Phase) -> Callable[[Batch], dict[str, Tensor]]:
-    """The loss of `phase`; with several processes, one whose backward averages gradients over them."""
+def loss_of(system: System, phase: Phase) -> Callable[[Batch, bool], dict[str, Tensor]]:
+    """The loss of `phase`. With several processes, its backward averages gradients over them, if the flag says so.
+
+    Those of the batches before, without the flag, are averaged with them.
+    """
     if not dist.is_initialized():
-        return phase.loss
-    # Buffers are alike in all processes, from synchronised statistics. A parameter may be out of use in some steps.
+        return lambda batch, average: phase.loss(batch)
+    system.freeze_all_but(phase)
+    # A broadcast of buffers would change what a forward before it is still to be differentiated with. They are alike
+    # anyway, bar statistics that a norm does not synchronise. A parameter may be out of use in some steps.
     options = {"forward_sync_buffers": False, "find_unused_parameters": True, "gradient_as_bucket_view": True}
-    return DistributedDataParallel(PhaseModule(system, phase), **options)
+    module = DistributedDataParallel(PhaseModule(system, phase), **options)
+
+    def loss(batch: Batch, average: bool) -> dict[str, Tensor]:
+        with nullcontext() if average else module.no_sync():
+            return module(batch)
+
+    return loss
+
+
+def in_any(flag: bool) -> bool:
+    """Whether any process says so: all ask together."""
+    if not dist.is_initialized():
+        return flag
+    flags = torch.tensor(flag, dtype=torch.int32)  # on the CPU: no wait for the device
+    dist.all_reduce(flags)
+    return bool(flags)
+
+
+def while_all_have(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches, until one process has no more: an epoch that is shorter there ends there for all."""
+    iterator = iter(batches)
+    while not in_any((batch := next(iterator, None)) is None):
+        yield batch
+
+
+def gather(value: T) -> list[T]:
+    """`value` of every process, in order of rank, on the first one; on others their own. All call it together."""
+    rank, world = rank_and_world()
+    if world == 1:
+        return [value]
+    values = [value] * world if rank == 0 else None
+    dist.gather_object(value, values)
+    return values or [value]
 
 
 @contextmanager
@@ -63,16 +103,8 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     """Note SIGINT and SIGTERM instead of dying of them; yields whether any process has had one: all ask together."""
     asked: list[int] = []
     before = {number: signal.signal(number, lambda n, _: asked.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def stop() -> bool:
-        if not dist.is_initialized():
-            return bool(asked)
-        flag = torch.tensor(len(asked))  # on the CPU: no wait for the device
-        dist.all_reduce(flag)
-        return bool(flag)
-
     try:
-        yield stop
+        yield lambda: in_any(bool(asked))
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -86,7 +86,7 @@ def to_images(images: Tensor) -> list[Image.Image]:
 def grid(columns: Sequence[Tensor]) -> Image.Image:
     """One row per sample of images [N,3,H,W] or [N,1,H,W] in [-1, 1], or of label maps [N,1,H,W] in colours."""
     shown = [
-        to_uint8(column.expand(-1, 3, -1, -1))
+        to_uint8(column[:, :3].expand(-1, 3, -1, -1))
         if column.is_floating_point()
         else np.stack([colours(one) for one in column[:, 0].cpu().numpy()])
         for column in columns

@@ -1,13 +1,14 @@
 """What a training run is at one moment: networks, their moving averages, optimizers, position in the data."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from ._processes import rank_and_world
 from .models import Phase, System
 
 
@@ -24,8 +25,9 @@ class State:
     seen    images of this epoch already used, over all processes
     """
 
-    def __init__(self, system: System, ema_decay: float | None = None) -> None:
-        self.system, self.ema_decay = system, ema_decay
+    def __init__(self, system: System, ema_decay: float | None = None, scaled: bool = False) -> None:
+        """`scaled`: losses are scaled before backward, since gradients are of float16."""
+        self.system, self.ema_decay, self.scaled = system, ema_decay, scaled
         self.step, self.epoch, self.seen = 0, 1, 0
         self.averages = {name: copy.deepcopy(system.nets[name]).requires_grad_(False) for name in system.ema}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
@@ -35,6 +37,8 @@ class State:
             else:
                 groups = [{"params": list(system.nets[net].parameters())} for net in phase.nets]
                 self.optimizers[phase.name] = phase.optimizer.over(groups)
+        device = next(system.parameters()).device.type
+        self.scalers = {phase.name: torch.GradScaler(device, enabled=scaled) for phase in system.phases}
 
     def parameters(self, phase: Phase) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and parameters that `phase` updates."""
@@ -42,32 +46,52 @@ class State:
             for name, parameter in self.system.nets[net].named_parameters():
                 yield f"{net}.{name}", parameter
 
-    def memory(self) -> Iterator[tuple[str, Tensor]]:
-        """Names and values of what the system itself remembers."""
-        for name, buffer in self.system.named_buffers():
-            if not name.startswith(("nets.", "fixed.")):
-                yield name, buffer
+    def memory(self) -> dict[str, Tensor]:
+        """What the system itself remembers, by name: every process has its own."""
+        buffers = self.system.named_buffers()
+        return {name: buffer for name, buffer in buffers if not name.startswith(("nets.", "fixed."))}
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of all that lasts from step to step, by kind, once there were all gradients."""
+        optimizers = 0
+        for phase in self.system.phases:
+            copies = len(phase.optimizer.state) - 1  # of a parameter; the number of its steps is none
+            optimizers += (
+                0 if phase.shares else copies * sum(parameter.nbytes for _, parameter in self.parameters(phase))
+            )
+        return {
+            "weights": sum(tensor.nbytes for tensor in self.system.state_dict().values()),
+            "gradients": sum(parameter.nbytes for parameter in self.system.nets.parameters()),
+            "optimizers": optimizers,
+            "averages": sum(tensor.nbytes for net in self.averages.values() for tensor in net.state_dict().values()),
+        }
 
     def set_learning_rates(self) -> None:
         """Learning rates of the current epoch and step."""
         factor = self.system.decay(self.epoch) * self.system.rate(self.step)
         for phase in self.system.phases:
+            if phase.shares:
+                continue  # the optimizer's groups are the networks of the phase that it belongs to
             for net, group in zip(phase.nets, self.optimizers[phase.name].param_groups, strict=True):
                 group["lr"] = phase.rates.get(net, phase.optimizer.lr) * factor
 
     @torch.no_grad()
-    def average(self) -> None:
+    def average(self, moved: Mapping[str, Tensor]) -> None:
         """average <- decay * average + (1 - decay) * network; buffers (statistics, spectral vectors) are copied.
 
         A decay that was given rises to it from 0.1, so that the first steps do not remember the initial weights.
+        Where `moved` has a 0 for a network, its optimizer step was skipped, and its average stays.
         """
         done = self.step - 1
         given = self.ema_decay is not None
         decay = min(self.ema_decay, (2 + done) / (11 + done)) if given else self.system.ema_decay(done)
-        update = get_ema_multi_avg_fn(decay)
         for name, average in self.averages.items():
             net = self.system.nets[name]
-            update(list(average.parameters()), list(net.parameters()), None)
+            averages, parameters = list(average.parameters()), list(net.parameters())
+            if name in moved:
+                torch._foreach_lerp_(averages, parameters, [(1 - decay) * moved[name]] * len(averages))
+            else:
+                torch._foreach_lerp_(averages, parameters, 1 - decay)
             for mine, theirs in zip(average.buffers(), net.buffers(), strict=True):
                 mine.copy_(theirs)
 
@@ -83,11 +107,12 @@ class State:
             self.system.nets.update(trained)
             self.system.train()
 
-    def tensors(self) -> dict[str, Tensor]:
-        """nets.<net>.<key>, ema.<net>.<key>, optimizer.<phase>.<state>.<net>.<parameter>, and system.<buffer>, what the
-        system itself remembers."""
+    def tensors(self, memories: Sequence[Mapping[str, Tensor]] | None = None) -> dict[str, Tensor]:
+        """nets.<net>.<key>, ema.<net>.<key>, optimizer.<phase>.<state>.<net>.<parameter>, and, from the `memories` of
+        all processes, system.<rank>.<buffer>."""
         tensors = {f"nets.{key}": value for key, value in self.system.nets.state_dict().items()}
-        tensors |= {f"system.{name}": buffer for name, buffer in self.memory()}
+        for rank, memory in enumerate(memories or [self.memory()]):
+            tensors |= {f"system.{rank}.{name}": buffer for name, buffer in memory.items()}
         for name, average in self.averages.items():
             tensors |= {f"ema.{name}.{key}": value for key, value in average.state_dict().items()}
         for phase in self.system.phases:
@@ -97,19 +122,22 @@ class State:
         return tensors
 
     @property
-    def position(self) -> dict[str, int]:
-        """step, epoch and seen, for the header of a checkpoint."""
-        return {"step": self.step, "epoch": self.epoch, "seen": self.seen}
+    def position(self) -> dict[str, Any]:
+        """step, epoch and seen, of how many processes, and the scales of losses, for the header of a checkpoint."""
+        scales = {name: scaler.state_dict() for name, scaler in self.scalers.items()} if self.scaled else {}
+        place = {"step": self.step, "epoch": self.epoch, "seen": self.seen, "processes": rank_and_world()[1]}
+        return place | ({"scales": scales} if scales else {})
 
-    def load(self, tensors: Mapping[str, Tensor], position: Mapping[str, int]) -> None:
-        """The inverse of `tensors` and `position`, bit for bit.
+    def load(self, tensors: Mapping[str, Tensor], position: Mapping[str, Any]) -> None:
+        """The inverse of `tensors` and `position`, bit for bit; a rank that had no process takes another's memory.
 
         Raises KeyError, RuntimeError or ValueError for what does not fit.
         """
         self.system.nets.load_state_dict(with_prefix("nets.", tensors))
-        for name, buffer in list(self.memory()):
+        prefix = f"system.{rank_and_world()[0] % position.get('processes', 1)}."
+        for name, buffer in self.memory().items():
             owner, _, leaf = name.rpartition(".")
-            setattr(self.system.get_submodule(owner), leaf, tensors[f"system.{name}"].to(buffer.device, copy=True))
+            setattr(self.system.get_submodule(owner), leaf, tensors[prefix + name].to(buffer.device, copy=True))
         for name, average in self.averages.items():
             average.load_state_dict(with_prefix(f"ema.{name}.", tensors))
         for phase in self.system.phases:
@@ -128,4 +156,6 @@ class State:
                         raise ValueError(f"optimizer state {key} of {name} is {shape}, not {tuple(like.shape)}")
                     # in the layout of the parameter: fused Adam walks both in memory order
                     state[parameter][key] = torch.empty_like(like, requires_grad=False).copy_(value)
-        self.step, self.epoch, self.seen = (position[name] for name in self.position)
+        for name, scale in position.get("scales", {}).items():
+            self.scalers[name].load_state_dict(scale)  # nothing to a scaler that is not in use
+        self.step, self.epoch, self.seen = (position[name] for name in ("step", "epoch", "seen"))

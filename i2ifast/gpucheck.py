@@ -1,7 +1,8 @@
 """Everything to be checked and measured on a GPU, in one command: `python -m i2ifast.gpucheck --out DIR`.
 
-Stages: build, tests, sanitizer, bench, report, each within eight minutes. Runs from a plain checkout with what is
-installed: a tool that is missing is named, and its stage is skipped. Without a CUDA device it ends after the build.
+Stages: build, tests, sanitizer, bench, models, report, each within eight minutes. Runs from a plain checkout with what
+is installed: a tool that is missing is named, and its part is skipped. A part that fails takes no other with it, and
+what was measured before a limit is kept. Without a CUDA device it ends after the build.
 """
 
 import argparse
@@ -11,24 +12,36 @@ import importlib.util
 import json
 import os
 import shutil
-import statistics
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 470  # seconds a stage may take
+MEASURING = 400  # seconds after which nothing more is measured
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-TESTS = {  # side by side: most of the time goes into compiling Triton kernels
-    "cuda": ["tests/test_cuda.py"],
-    "triton": ["tests/test_triton.py", "tests/test_triton_code.py"],
-    "ops_table": ["tests/test_ops.py", "-k", "modulate_table"],
-    "ops_style": ["tests/test_ops.py", "-k", "modulate_style"],
-    "ops_other": ["tests/test_ops.py", "-k", "not modulate_table and not modulate_style"],
+
+
+class Part(NamedTuple):
+    """Tests that run beside the others: most of the time goes into compiling Triton kernels."""
+
+    arguments: tuple[str, ...]  # of pytest
+    processes: int = 1  # where pytest-xdist is installed
+    needs: tuple[str, ...] = ()
+
+
+TESTS = {
+    "ops": Part(("tests/test_ops.py", "-k", "test_against_float64"), 6),
+    "device": Part(("tests/test_cuda.py",), 3),
+    "golden": Part(("tests/test_golden.py", "--device", "cuda", "-k", "test_case"), 3, ("safetensors",)),
+    "machine_code": Part(("tests/test_triton_code.py",), 1, ("triton",)),
 }
 
 
@@ -43,12 +56,15 @@ def _missing(module: str) -> bool:
 def _run(command: list[str | Path], log: Path, limit: float = LIMIT, **environment: str) -> str:
     """Output of a command, which goes to `log` too. Raises StageError if it fails or takes longer than `limit`."""
     with open(log, "w") as file:
+        process = subprocess.Popen(
+            [str(c) for c in command], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"} | environment,
+        )  # fmt: skip
         try:
-            code = subprocess.run(
-                [str(c) for c in command], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, timeout=limit,
-                env=os.environ | environment,
-            ).returncode  # fmt: skip
+            code: int | str = process.wait(timeout=limit)
         except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # and the processes that it started
+            process.wait()
             code = f"{limit:.0f} s are over"
     text = log.read_text(errors="replace")
     if code:
@@ -56,45 +72,86 @@ def _run(command: list[str | Path], log: Path, limit: float = LIMIT, **environme
     return text
 
 
+def _side_by_side(run: Callable[[str], str], names: Iterable[str]) -> str:
+    """A line for each of `names`; raises StageError with all of them if one failed."""
+
+    def line(name: str) -> tuple[bool, str]:
+        try:
+            return True, f"  {name}: {run(name)}"
+        except StageError as error:
+            return False, f"  {name}: FAILED: {error}"
+
+    with ThreadPoolExecutor() as pool:
+        results = list(pool.map(line, names))
+    text = "\n".join(("", *(text for _, text in results)))
+    if not all(fine for fine, _ in results):
+        raise StageError(text)
+    return text
+
+
 def build(out: Path) -> str:
-    """The compiled libraries: by setup.py, and the CUDA library by nvcc itself where setup.py's tools are missing."""
+    """The compiled libraries: by setup.py, and the CUDA library by nvcc itself where setup.py's tools are missing.
+
+    If nothing can build the CUDA library here, one that was there before stays.
+    """
     library = ROOT / "i2ifast" / "_C_cuda.so"
-    library.unlink(missing_ok=True)
+    before = library.with_suffix(".before")
+    if library.exists():
+        library.replace(before)
+    try:
+        done = _build(out, library)
+    except StageError as error:
+        done = f"FAILED: {error}"
+    if library.exists():
+        before.unlink(missing_ok=True)
+    elif before.exists():
+        before.replace(library)
+        return f"{done}; the CUDA library of an earlier build stays"
+    if done.startswith("FAILED"):
+        raise StageError(done.removeprefix("FAILED: "))
+    return f"{done}; {'CUDA library built' if library.exists() else 'no CUDA library'}"
+
+
+def _build(out: Path, library: Path) -> str:
     done = []
+    major, minor = torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)
     if absent := [m for m in ("setuptools", "pybind11", "ninja") if _missing(m)]:
         done.append(f"no CPU libraries ({', '.join(absent)} not installed)")
     else:
-        _run([sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"], out / "build.log")
+        command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+        _run(command, out / "build.log", I2IFAST_CUDA_ARCHITECTURES=f"{major}{minor}")
         done.append("setup.py ran")
     nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
     if nvcc is None:
-        return "; ".join([*done, "no CUDA library (nvcc not found)"])
-    if not library.exists() and torch.version.cuda:
+        done.append("nvcc not found")
+    elif not library.exists() and torch.version.cuda:
         package = Path(torch.__file__).parent
-        major, minor = torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)
         flags = f"-O3 -std=c++17 -shared -cudart=static -arch=sm_{major}{minor} -Xcompiler -fPIC,-fvisibility=hidden"
         stable = ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000ULL", "-isystem", package / "include"]
         libraries = ["-L", package / "lib", "-Xlinker", "--no-as-needed", "-ltorch_cuda", "-ltorch_cpu", "-lc10"]
         sources = [ROOT / "csrc" / "cuda.cpp", *sorted((ROOT / "kernels").glob("*.cu"))]
         _run([nvcc, *flags.split(), *stable, *sources, "-o", library, *libraries], out / "build_cuda.log")
-    return "; ".join([*done, "CUDA library built" if library.exists() else "no CUDA library"])
+    return "; ".join(done)
 
 
 def tests(out: Path) -> str:
     if _missing("pytest"):
         return "skipped: pytest is not installed"
 
-    def run(part: str) -> str:
-        command = [sys.executable, "-m", "pytest", "--tb=short", "-p", "no:cacheprovider", *TESTS[part]]
-        last = _run(command, out / f"tests_{part}.log", I2IFAST_TEST_DEVICES="cpu,cuda").splitlines()[-1]
-        return f"{part}: {last}"
+    def run(name: str) -> str:
+        part = TESTS[name]
+        if absent := [module for module in part.needs if _missing(module)]:
+            return f"skipped: {', '.join(absent)} not installed"
+        command = [sys.executable, "-m", "pytest", "--tb=short", "-p", "no:cacheprovider", *part.arguments]
+        if part.processes > 1 and not _missing("xdist"):
+            command += ["-n", str(part.processes)]
+        return _run(command, out / f"tests_{name}.log", I2IFAST_TEST_DEVICES="cuda").splitlines()[-1]
 
-    with ThreadPoolExecutor() as pool:
-        return "; ".join(pool.map(run, TESTS))
+    return _side_by_side(run, TESTS)
 
 
 @contextlib.contextmanager
-def _prefer(backend: str) -> Iterator[None]:
+def prefer(backend: str) -> Iterator[None]:
     """Triton, or CUDA C++ where there is a kernel. Forcing CUDA C++ would refuse the ops that have none."""
     from . import _backend
 
@@ -108,17 +165,20 @@ def _prefer(backend: str) -> Iterator[None]:
 
 
 def exercise() -> None:
-    """Every case once, forward and backward, on every backend of the GPU: small inputs for the sanitizers."""
+    """A case of every op, forward and backward, on every backend of the GPU: small inputs for the sanitizers."""
     from . import _backend
+    from ._gpumeasure import step
     from .testing import CASES, inputs
 
     for backend in ("triton", "cuda"):
+        stems = set()
         for case in CASES:
-            stem = case.name.split("-")[0]
-            if _backend.kernel(backend, stem, stem) is None:
+            stem, shape = case.name.split("-")[0], (2, 24, 9, 10)
+            if _backend.kernel(backend, stem, stem) is None or (stem in stems and stem != "modulate_table"):
                 continue
-            with _prefer(backend):
-                _step(case.ours, inputs(case, (2, 24, 9, 10), torch.bfloat16, "cuda"))()
+            stems.add(stem)
+            with prefer(backend):
+                step(case.ours, inputs(case, shape, torch.bfloat16, "cuda"))()
     torch.cuda.synchronize()
 
 
@@ -126,107 +186,59 @@ def sanitizer(out: Path) -> str:
     tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
     if tool is None:
         return "skipped: compute-sanitizer not found"
-    code = "from i2ifast.gpucheck import exercise; exercise()"
+    start, code = time.monotonic(), "from i2ifast.gpucheck import exercise; exercise()"
     _run([sys.executable, "-c", code], out / "exercise.log")  # compiles the Triton kernels outside of the sanitizer
-    for name in TOOLS:
+    left = LIMIT - (time.monotonic() - start)
+
+    def run(name: str) -> str:
         command = [tool, "--tool", name, "--error-exitcode", "1", sys.executable, "-c", code]
         # A caching allocator hides accesses beyond a tensor.
-        _run(command, out / f"{name}.log", LIMIT / len(TOOLS), PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-    return f"{', '.join(TOOLS)}: no error"
+        return _run(command, out / f"{name}.log", left, PYTORCH_NO_CUDA_MEMORY_CACHING="1").splitlines()[-1]
+
+    return _side_by_side(run, TOOLS)
 
 
-def _step(function: Callable, tensors: dict[str, torch.Tensor]) -> Callable[[], None]:
-    """A forward and backward of `function`; gradients of all floating-point tensors."""
-    leaves = {k: t.detach().requires_grad_(t.is_floating_point()) for k, t in tensors.items()}
-    wanted = [t for t in leaves.values() if t.requires_grad]
-
-    def step() -> None:
-        out = function(**leaves)
-        outs = out if isinstance(out, tuple) else (out,)
-        torch.autograd.grad(outs, wanted, [o.detach() for o in outs])
-
-    return step
-
-
-def _milliseconds(function: Callable[[], object], repeats: int = 20) -> float:
-    """Median time of a call, after three for warming up."""
-    for _ in range(3):
-        function()
-    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
-    for start, end in events:
-        start.record()
-        function()
-        end.record()
-    torch.cuda.synchronize()
-    return statistics.median(start.elapsed_time(end) for start, end in events)
-
-
-def _copy_bandwidth() -> float:
-    """Bytes read and written per millisecond."""
-    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * source.numel() / _milliseconds(lambda: target.copy_(source))
-
-
-def measure(path: Path) -> None:
-    """Forward and forward + backward of every case on bfloat16 channels_last images, into a JSON file.
-
-    `passes` is the time in units of reading x once at the bandwidth of a copy measured in the same run.
-    """
-    from . import __version__, _backend
-    from .testing import CASES, inputs
-
-    bandwidth, rows = _copy_bandwidth(), []
-    for shape in ((4, 64, 256, 256), (4, 512, 32, 32)):
-        for case in CASES:
-            tensors = inputs(case, shape, torch.bfloat16, "cuda")
-            for name, t in tensors.items():
-                tensors[name] = t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
-            stem, image_bytes = case.name.split("-")[0], 2 * torch.Size(shape).numel()
-            for backend in ("plain", "triton", "cuda"):
-                if backend != "plain" and _backend.kernel(backend, stem, stem) is None:
-                    continue
-                function = case.plain if backend == "plain" else case.ours
-                with _prefer(backend):
-                    with torch.no_grad():
-                        forward = _milliseconds(lambda: function(**tensors))  # noqa: B023, called at once
-                    both = _milliseconds(_step(function, tensors))
-                rows.append(
-                    {"case": case.name, "shape": shape, "backend": backend, "forward_ms": forward, "step_ms": both}
-                    | {
-                        "forward_passes": forward * bandwidth / image_bytes,
-                        "step_passes": both * bandwidth / image_bytes,
-                    }
-                )
-    versions = {"i2ifast": __version__, "torch": torch.__version__, "cuda": torch.version.cuda}
-    device = {"name": torch.cuda.get_device_name(), "copy_gb_per_s": bandwidth / 1e6}
-    path.write_text(json.dumps({"device": device, "versions": versions, "dtype": "bfloat16", "rows": rows}, indent=1))
-
-
-def bench(out: Path) -> str:
+def _measured(what: str, out: Path) -> str:
+    """Rows of a function of `_gpumeasure`, in a process with a limit; those made before a failure count too."""
     device = torch.cuda.get_device_name().replace(" ", "-")
-    torch_version = torch.__version__.split("+")[0]
-    path = out.resolve() / f"{datetime.date.today()}-{device}-{torch_version}.json"
-    code = "import sys, pathlib; from i2ifast.gpucheck import measure; measure(pathlib.Path(sys.argv[1]))"
-    _run([sys.executable, "-c", code, path], out / "bench.log")
-    return f"{len(json.loads(path.read_text())['rows'])} rows in {path.name}"
-
-
-def report(out: Path) -> str:
-    text = _run([sys.executable, "-m", "i2ifast"], out / "report.log")
-    for path in sorted(out.glob("*.json")):
-        result = json.loads(path.read_text())
-        text += f"\n{path.stem}: copy {result['device']['copy_gb_per_s']:.0f} GB/s\n"
-        text += f"{'case':44} {'shape':18} {'backend':8} {'forward':>16} {'with backward':>16}\n"
-        for row in result["rows"]:
-            cells = [f"{row[f'{k}_ms']:.3f} ms {row[f'{k}_passes']:5.1f}x" for k in ("forward", "step")]
-            shape = "x".join(map(str, row["shape"]))
-            text += f"{row['case']:44} {shape:18} {row['backend']:8} {cells[0]:>16} {cells[1]:>16}\n"
-    (out / "report.log").write_text(text)
+    path = out.resolve() / f"{datetime.date.today()}-{device}-{torch.__version__.split('+')[0]}-{what}.json"
+    path.unlink(missing_ok=True)
+    code = (
+        "import sys, pathlib; from i2ifast import _gpumeasure as m; getattr(m, sys.argv[1])(pathlib.Path(sys.argv[2]))"
+    )
+    failure = None
+    try:
+        _run([sys.executable, "-c", code, what, path], out / f"{what}.log", PYTHONPATH=f"{ROOT}:{ROOT / 'benchmarks'}")
+    except StageError as error:
+        failure = error
+    rows = len(json.loads(path.read_text())["rows"]) if path.exists() else 0
+    text = f"{rows} rows in {path.name}"
+    if failure is not None:
+        raise StageError(f"{text}, then {failure}")
     return text
 
 
-STAGES = {stage.__name__: stage for stage in (build, tests, sanitizer, bench, report)}
+def bench(out: Path) -> str:
+    """Every op."""
+    return _measured("operations", out)
+
+
+def models(out: Path) -> str:
+    """Whole networks, and their training."""
+    return _measured("networks", out)
+
+
+def report(out: Path) -> str:
+    """What runs each kernel goes to a file; the rows to that and to the terminal."""
+    from ._gpumeasure import table
+
+    known = _run([sys.executable, "-m", "i2ifast"], out / "report.log")
+    tables = "\n".join(table(path) for path in sorted(out.glob("*.json")))
+    (out / "report.log").write_text(known + tables)
+    return tables or known
+
+
+STAGES = {stage.__name__: stage for stage in (build, tests, sanitizer, bench, models, report)}
 
 
 def main() -> int:

@@ -16,6 +16,7 @@ from .ops.label_patches import distinct_vectors, label_bags, label_patches, tran
 from .ops.modulate_table import Segments
 
 Size = tuple[int, int]
+PooledWindows = tuple[int, Size, int, int, int]  # average poolings 3x3 of stride 2, then arguments of `windows`
 
 
 class Bags(NamedTuple):
@@ -122,11 +123,13 @@ class LabelPlan:
         """The plan of F.avg_pool2d(dense(), ..., count_include_pad=False): soft vectors, but few distinct ones."""
         key = (kernel, stride, padding)
         if key not in self.pooled:
-            windows = self.windows(self.size, kernel, stride, padding)
-            offsets, index, _ = windows.bags
-            means = F.embedding_bag(index // kernel**2, self.values, offsets, mode="mean", include_last_offset=True)
-            self.pooled[key] = LabelPlan(means, windows.patches)
+            self.pooled[key] = LabelPlan(self._means(*key), self.windows(self.size, *key).patches)
         return self.pooled[key]
+
+    def _means(self, kernel: int, stride: int, padding: int) -> Tensor:
+        """The vectors of a pooled plan."""
+        offsets, index, _ = self.windows(self.size, kernel, stride, padding).bags
+        return F.embedding_bag(index // kernel**2, self.values, offsets, mode="mean", include_last_offset=True)
 
     def dense(self, size: Size | None = None) -> Tensor:
         """The conditioning map [N, nc, h, w] float32, channels_last, resized by nearest."""
@@ -135,12 +138,22 @@ class LabelPlan:
             self.maps[key] = F.embedding(_resize(self.symbols, key), self.values).permute(0, 3, 1, 2)
         return self.maps[key]
 
-    def precompute(self, sizes: Iterable[Size], kernel: int = 3, backward: bool = True) -> "LabelPlan":
-        """Make the levels of `sizes` now, with the sorted pixels that gradients use if `backward`. Returns the plan."""
-        for size in sizes:
-            level = self.level(size, kernel)
-            for windows in (level.hidden, level.table):
-                _ = windows.bags_t, backward and windows.segments
+    def precompute(
+        self, sizes: Iterable[Size], kernel: int = 3, backward: bool = True, windows: Iterable[PooledWindows] = ()
+    ) -> "LabelPlan":
+        """Make the levels of `sizes` and `windows` now, with the sorted pixels that gradients use if `backward`.
+
+        Returns the plan.
+        """
+        levels = [self.level(size, kernel) for size in sizes]
+        made = [windows for level in levels for windows in (level.hidden, level.table)]
+        for pooled, *arguments in windows:
+            plan = self
+            for _ in range(pooled):
+                plan = plan.avg_pool2d(3, 2, 1)
+            made.append(plan.windows(*arguments))
+        for each in made:
+            _ = each.bags_t, backward and each.segments
         return self
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "LabelPlan":
@@ -155,7 +168,7 @@ class LabelPlan:
         return _unpack(self._pack(True))
 
     def _pack(self, pinned: bool = False) -> dict[str, Any]:
-        """All integer tensors as slices of one; pooled plans and dense maps, quickly made, are left out."""
+        """All integer tensors as slices of one; vectors of pooled plans and dense maps, quickly made, are left out."""
         slots: list[tuple[_Slot, Tensor]] = []
         total = 0
 
@@ -165,13 +178,18 @@ class LabelPlan:
             total += -(-t.numel() // 32) * 32  # slices start on cache lines
             return slots[-1][0]
 
-        rest = {"symbols": self.symbols, "levels": self.levels, "windowed": self.windowed, "separate": self.separate}
-        rest = _replace(rest, Tensor, place)
+        rest = _replace(self._rest(), Tensor, place)
         words = torch.empty(total, dtype=torch.int32, device=self.symbols.device, pin_memory=pinned)
         for slot, t in slots:
             slot.view(words).copy_(t)
         values = self.values.pin_memory() if pinned else self.values
         return {"values": values, "words": words, "rest": rest}
+
+    def _rest(self) -> dict[str, Any]:
+        """All but the vectors."""
+        names = "symbols", "levels", "windowed", "separate"
+        pooled = {key: plan._rest() for key, plan in self.pooled.items()}
+        return {name: getattr(self, name) for name in names} | {"pooled": pooled}
 
     def __reduce__(self) -> tuple:
         return _unpack, (self._pack(),)
@@ -188,7 +206,14 @@ class _Slot(NamedTuple):
 
 
 def _unpack(state: dict[str, Any]) -> LabelPlan:
-    return LabelPlan(state["values"], **_replace(state["rest"], _Slot, lambda slot: slot.view(state["words"])))
+    return _with_values(state["values"], _replace(state["rest"], _Slot, lambda slot: slot.view(state["words"])))
+
+
+def _with_values(values: Tensor, rest: dict[str, Any]) -> LabelPlan:
+    pooled = rest.pop("pooled")
+    plan = LabelPlan(values, **rest)
+    plan.pooled = {key: _with_values(plan._means(*key), each) for key, each in pooled.items()}
+    return plan
 
 
 def _replace(value: Any, kind: type, function: Callable) -> Any:

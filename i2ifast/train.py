@@ -7,33 +7,34 @@ An epoch gives every process the same number of batches, so that none waits for 
 function of (seed, step, process): a resumed run continues bit for bit.
 """
 
-import argparse
-import inspect
 import json
 import random
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, make_dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
-import tyro
 from torch import Tensor
 
 from . import _checkpoint, models
-from ._checkpoint import CheckpointError, Header
-from ._processes import loss_of, processes, rank_and_world, stop_requests
+from ._arguments import Arguments, parse
+from ._checkpoint import Best, CheckpointError, Header
+from ._nonfinite import Place, Watch, source
+from ._options import Loop
+from ._processes import gather, in_any, loss_of, processes, rank_and_world, stop_requests, while_all_have
+from ._recompute import recompute
 from ._runlog import Losses, NonFiniteLoss, RunLog
 from ._state import State
+from ._update import Updater
 from .data import kind
 from .data._items import Items
 from .data.loader import loader
-from .models import Batch, System
+from .models import Batch, Phase, System
 
 ROWS = 4  # of a sample grid
 Batches = Callable[[int, int], Iterable[Batch]]  # (epoch, batches to skip) -> this process's batches of the epoch
@@ -44,57 +45,6 @@ class Samples(NamedTuple):
 
     batch: Batch
     shown: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Loop:
-    """Options of the loop, for any system and any data."""
-
-    steps: int
-    """iterations in all, those before a resume included"""
-    out: Path = Path("runs/train")
-    """run folder: checkpoints, log.jsonl, samples, index.html"""
-    batch_size: int = 1
-    """images per process and step"""
-    seed: int = 0
-    """of weights, noise, order and crops"""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16 is autocast with float32 weights; auto takes it on CUDA devices that have it"""
-    ema_decay: float | None = None
-    """of the averaged weights that samples and translations use; by default the system's"""
-    log_every: int = 50
-    """steps between lines of the log"""
-    save_every: int = 1000
-    """steps between checkpoints, each with a sample grid"""
-    resume: bool = False
-    """continue from the newest whole checkpoint in the run folder; start if there is none"""
-    tensorboard: bool = False
-    """write losses, speed and sample grids for TensorBoard too, in the run folder's tensorboard/"""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: must be at least 1")
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay is {self.ema_decay}: must be in [0, 1)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arguments:
-    """Train a system on a folder of images."""
-
-    system: tyro.conf.Positional[str]
-    preset: str | None = None
-    """named options of the system; --config.* changes single ones"""
-    data: Path
-    """folder of the system's kind of data"""
-    phase: str = "train"
-    """the part of the data to learn from"""
-    held_out: str = "val"
-    """the part of the data to show translations of; where there is none they are of what it learns from"""
-    loop: tyro.conf.OmitArgPrefixes[Loop]
-    workers: int = 2
-    """processes that load data"""
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -114,27 +64,136 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return moved
 
 
-def resume(state: State, folder: Path, header: Header, say: Callable[[str], None]) -> None:
-    """Load the newest whole checkpoint of `folder`; raises CheckpointError if there is none with this `header`."""
+def resume(state: State, folder: Path, header: Header, say: Callable[[str], None]) -> Header:
+    """Load the newest whole checkpoint of `folder`, and return all of its header.
 
-    def load(tensors: dict[str, Tensor], found: Header) -> None:
+    Raises CheckpointError if there is none with this `header`.
+    """
+    rank, world = rank_and_world()
+    found: Header = {}
+
+    def load(tensors: dict[str, Tensor], read: Header) -> None:
         for key, value in header.items():
-            if found[key] != value:
-                raise ValueError(f"its {key} is {found[key]}, not {value}")
-        state.load(tensors, found)
+            if read[key] != value:
+                raise ValueError(f"its {key} is {read[key]}, not {value}")
+        state.load(tensors, read)
+        found.update(read)
 
     path = _checkpoint.load_newest(folder, load, say)
-    if dist.is_initialized():
-        dist.barrier()  # all have read before one deletes
-    if rank_and_world()[0] == 0:
+    if in_any(len(set(gather(state.step))) > 1):  # which they all ask: all have read before one deletes
+        raise CheckpointError(f"{path}: is not what all processes found; do they see the same {folder}?")
+    if rank == 0:
         _checkpoint.forget_newer(path)
     say(f"resumed {path} at step {state.step}, epoch {state.epoch}")
+    if (before := found.get("processes", world)) != world:
+        say(
+            f"it is of {before} processes, and goes on with {world}: with other noise and other batches than it would "
+            f"have had; what a process remembers, such as a pool of images, is that of process rank % {before} there"
+        )
+    return found
 
 
-def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to autocast: as told, or wherever the device computes in bfloat16 natively."""
-    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return precision == "bf16" or (precision == "auto" and native)
+class Trainer:
+    """A system, how far it has learnt, and all that a step takes."""
+
+    def __init__(self, system: System, batches: Batches, loop: Loop, device: torch.device, header: Header) -> None:
+        self.system, self.batches, self.loop, self.device, self.header = system, batches, loop, device, header
+        self.rank, world = rank_and_world()
+        self.images = loop.batch_size * world  # of a batch, over all processes
+        resuming = in_any(bool(_checkpoint.manifests(loop.out)))
+        if resuming and not loop.resume:
+            raise CheckpointError(f"{loop.out} has checkpoints already: continue with --resume, or take another --out")
+        if not resuming:
+            seed_step(loop.seed, 0, 0)  # the same weights in every process, on every device and in every memory format
+            system.init_weights()
+        half = loop.autocast(device)
+        self.autocast = torch.autocast(device.type, half, enabled=half is not None)
+        system.to(device, memory_format=torch.channels_last).train()
+        self.state = State(system, loop.ema_decay, scaled=half is torch.float16)
+        found = resume(self.state, loop.out, header, print if self.rank == 0 else lambda text: None) if resuming else {}
+        if loop.checkpoint_activations:
+            recompute(system.nets)
+        self.loss = {phase.name: loss_of(system, phase) for phase in system.phases}
+        self.losses, self.watch, self.best = Losses(), Watch(device), Best(loop.best, found)
+        self.updater = Updater(self.state, loop.clip_grad, self.watch)
+        options = {name: str(value) for name, value in vars(loop).items()}
+        self.options = options | {"device": str(device), "processes": world, "autocast": str(half)}
+
+    @property
+    def needs(self) -> str:
+        """What a step takes, in words."""
+        batches = "batch" if self.loop.accumulate == 1 else f"{self.loop.accumulate} batches"
+        return f"{batches} of {self.loop.batch_size} for {rank_and_world()[1]} processes"
+
+    @property
+    def place(self) -> Place:
+        """Of the next step."""
+        return Place(self.state.step + 1, self.state.epoch, self.state.seen // self.images)
+
+    def prepared(self, place: Place, batches: Iterable[Batch]) -> list[Batch]:
+        """What a step learns from, on the device. All its random numbers follow."""
+        seed_step(self.loop.seed, place.step, self.rank)
+        return [self.system.prepare(to_device(batch, self.device)) for batch in batches]
+
+    def step(self, batches: Sequence[Batch]) -> None:
+        """An iteration: for each phase the mean of its gradients over the batches, then a step of its optimizer."""
+        system, state, place = self.system, self.state, self.place
+        state.set_learning_rates()
+        batches = self.prepared(place, batches)
+        moved: dict[str, Tensor] = {}
+        for phase in system.phases:
+            if phase.when(state.step) and phase.epochs(state.epoch):
+                system.freeze_all_but(phase)
+                state.optimizers[phase.name].zero_grad()
+                for batch in batches:
+                    with self.autocast:
+                        terms = self.loss[phase.name](batch, batch is batches[-1])
+                    self.updater.backward(place, phase, sum(terms.values()) / len(batches))
+                    self.losses.add(place.step, phase.name, terms)
+                moved |= self.updater.step(place, phase)
+                if phase.after is not None:
+                    phase.after()
+        state.step += 1
+        state.seen += self.images * len(batches)
+        state.average(moved)
+
+    def source(self, place: Place, phase: Phase) -> str:
+        """Run a step again up to `phase`, and say what in it is the first not to be finite."""
+        try:
+            batches = self.prepared(place, islice(self.batches(place.epoch, place.start), self.loop.accumulate))
+            ran = [other for other in self.system.phases if other.when(place.step - 1) and other.epochs(place.epoch)]
+            return source(self.system, ran[: ran.index(phase) + 1], batches, self.autocast)
+        except Exception as error:  # whatever it is, it must not hide what is to be reported
+            return f"a step that cannot be run again ({type(error).__name__}: {error})"
+
+    def read_losses(self) -> dict[str, float]:
+        """Means since the last call. Raises NonFiniteLoss, having run the step again to see where it comes from."""
+        failure = ""
+        try:
+            means = self.losses.read()
+        except NonFiniteLoss as error:
+            failure = str(error)
+        if first := self.watch.first():
+            place, phase = first
+            failure = failure or f"gradient of phase {phase.name} is not finite at step {place.step}; not saved since"
+            failure += f"; run again, it comes from {self.source(place, phase)}"
+        if failure:
+            raise NonFiniteLoss(failure)
+        self.best.add(means)
+        return means
+
+    def save(self) -> None:
+        """Write a checkpoint. All processes call it together, the first writes."""
+        memories = gather({name: buffer.cpu() for name, buffer in self.state.memory().items()})
+        best = self.best.is_now()
+        if self.rank == 0:
+            tensors, header = self.state.tensors(memories), self.header | self.state.position | self.best.header
+            _checkpoint.save(self.loop.out, self.state.step, tensors, header, self.loop.keep, best)
+
+    def translate(self, batch: Batch) -> Batch:
+        """The batch with its translation by averaged networks."""
+        with self.state.averaged() as averaged:
+            return batch | averaged.translate(to_device(batch, self.device))
 
 
 def train(
@@ -148,72 +207,42 @@ def train(
     """Train `system` on `device` until `loop.steps` or a signal to stop; the last step, returned, is always saved.
 
     `header` (JSON) is stored in checkpoints, and one with another header is not resumed.
-    Raises NonFiniteLoss for a loss that is NaN or infinite and CheckpointError for a checkpoint that cannot be used.
+    Raises NonFiniteLoss for a loss or gradient that is NaN or infinite and CheckpointError for a checkpoint that cannot
+    be used.
     """
-    rank, world = rank_and_world()
-    resuming = bool(_checkpoint.manifests(loop.out))
-    if resuming and not loop.resume:
-        raise CheckpointError(f"{loop.out} has checkpoints already: continue with --resume, or take another --out")
-    if not resuming:
-        seed_step(loop.seed, 0, 0)  # the same weights in every process, on every device and in every memory format
-        system.init_weights()
-    state = State(system.to(device, memory_format=torch.channels_last).train(), loop.ema_decay)
-    if resuming:
-        resume(state, loop.out, header, print if rank == 0 else lambda text: None)
-    loss = {phase.name: loss_of(system, phase) for phase in system.phases}
-    bf16 = use_bf16(loop.precision, device)
-    options = {k: str(v) for k, v in vars(loop).items()} | {"device": str(device), "processes": world, "bf16": bf16}
-    losses = Losses()
-
-    def show_and_save(log: RunLog) -> None:
-        _checkpoint.save(loop.out, state.step, state.tensors(), header | state.position)
-        if samples is not None:
-            with state.averaged() as averaged:
-                found = samples.batch | averaged.translate(to_device(samples.batch, device))
-            log.samples(state.step, [found[name] for name in samples.shown if name in found])
-
-    run_facts = header | {"options": options, "shown": samples.shown if samples else ()}
-    run_log = (
-        RunLog(loop.out, run_facts, loop.steps, state.step, device, loop.tensorboard) if rank == 0 else nullcontext()
-    )
+    trainer = Trainer(system, batches, loop, device, header)
+    state, images = trainer.state, trainer.images * loop.accumulate
+    run_facts = header | {"options": trainer.options, "shown": samples.shown if samples else ()}
+    first = trainer.rank == 0
+    steps = loop.steps, state.step
+    run_log = RunLog(loop.out, run_facts, *steps, device, loop.tensorboard) if first else nullcontext()
     with run_log as log, stop_requests() as stop:
+        if log:
+            sizes = ", ".join(f"{size / 2**20:.4g} of {kind}" for kind, size in state.sizes().items())
+            log.say(f"memory in MiB: {sizes}; activations come on top, the peak is logged")
         done = state.step >= loop.steps
         while not done:
             before = state.step
-            for batch in batches(state.epoch, state.seen // (loop.batch_size * world)):
-                seed_step(loop.seed, state.step + 1, rank)
-                state.set_learning_rates()
-                batch = system.prepare(to_device(batch, device))
-                for phase in system.phases:
-                    if phase.when(state.step) and phase.epochs(state.epoch):
-                        system.freeze_all_but(phase)
-                        optimizer = state.optimizers[phase.name]
-                        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                            terms = loss[phase.name](batch)
-                        optimizer.zero_grad()
-                        sum(terms.values()).backward()
-                        optimizer.step()
-                        if phase.after is not None:
-                            phase.after()
-                        losses.add(state.step + 1, phase.name, terms)
-                state.step += 1
-                state.seen += loop.batch_size * world
-                state.average()
-
+            of_epoch = while_all_have(batches(state.epoch, trainer.place.start))
+            for some in zip(*[of_epoch] * loop.accumulate, strict=False):  # as many at a time; a rest is left out
+                trainer.step(some)
                 done = stop() or state.step == loop.steps
                 save = done or state.step % loop.save_every == 0
                 if save or state.step % loop.log_every == 0:
-                    means = losses.read()
+                    means = trainer.read_losses()
                     if log:
-                        log.log(state.step, state.epoch, means, loop.batch_size * world)
-                if save and log:
-                    with log.paused():
-                        show_and_save(log)
+                        log.log(state.step, state.epoch, means, images)
+                if save:
+                    with log.paused() if log else nullcontext():
+                        trainer.save()
+                        if log and samples is not None:
+                            found = trainer.translate(samples.batch)
+                            log.samples(state.step, [found[name] for name in samples.shown if name in found])
                 if done:
                     break
             else:
                 if state.step == before and state.seen == 0:
-                    raise ValueError(f"epoch {state.epoch} has no batch of {loop.batch_size} for {world} processes")
+                    raise ValueError(f"epoch {state.epoch} has no {trainer.needs}")
                 state.epoch, state.seen = state.epoch + 1, 0
         if log and state.step < loop.steps:
             log.say(f"stopped at step {state.step} of {loop.steps}: --resume continues")
@@ -232,6 +261,7 @@ def datasets(arguments: Arguments, system: System) -> tuple[Items, Items]:
         raise ValueError(f"with these options {arguments.system} takes {system.data} data: choose a preset that does")
     settings, seed = of_kind.Settings.of(system, arguments.options), arguments.loop.seed
     training = of_kind.folder(arguments.data, arguments.phase, settings, seed, train=True)
+    training = training.cached(arguments.cache) if arguments.cache else training
     try:
         return training, of_kind.folder(arguments.data, arguments.held_out, settings, seed)
     except FileNotFoundError:
@@ -250,7 +280,8 @@ def run(arguments: Arguments, device: torch.device) -> int:
     batches.worker_init_fn = ignore_interrupts
 
     def epoch_batches(epoch: int, start: int) -> Iterable[Batch]:
-        batches.batch_sampler.seek(epoch, start)
+        sampler = batches.batch_sampler
+        sampler.seek(epoch, min(start, sampler.per_epoch))  # further on with fewer processes than before
         return batches
 
     items = [held_out[index] for index in range(min(ROWS, len(held_out)))]
@@ -258,35 +289,6 @@ def run(arguments: Arguments, device: torch.device) -> int:
     samples = held_out.collate([item for item, shape in zip(items, shapes, strict=True) if shape == shapes[0]])
     header = json.loads(json.dumps({"system": arguments.system, "config": config}))  # as it will be read
     return train(system, epoch_batches, loop, device, header, Samples(samples, kind(system.data).SHOWN))
-
-
-def summary(name: str) -> str:
-    """A line about a system."""
-    system = models.system(name)
-    first = inspect.getmodule(system).__doc__.partition("\n")[0]
-    return f"{first} [{system.data}; {', '.join(system.PRESETS)}]"
-
-
-def parse(args: Sequence[str]) -> Arguments:
-    """The command line; SYSTEM and --preset, read first, give the options of its kind of data and --config."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("system", nargs="?")
-    first.add_argument("--preset")
-    known, _ = first.parse_known_args(args)
-    arguments = Arguments
-    if known.system is not None:
-        system = models.system(known.system)
-        config = system.Config(**system.PRESETS.get(known.preset, {}))
-        options = kind(system.data_of(config)).Options
-        fields = [
-            ("preset", Literal[tuple(system.PRESETS)] | None, None),
-            ("options", tyro.conf.OmitArgPrefixes[options], field(default_factory=options)),
-            ("config", system.Config, field(default_factory=lambda: config)),
-        ]
-        arguments = make_dataclass("Arguments", fields, bases=(Arguments,), frozen=True, kw_only=True)
-    systems = "\n".join(f"  {name:13} {summary(name)}" for name in models.names())
-    description = f"{Arguments.__doc__}\n\nSystems, their data and their presets:\n\n{systems}"
-    return tyro.cli(arguments, args=args, prog="python -m i2ifast.train", description=description)
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -23,10 +23,10 @@ def _sizes(x: Tensor) -> tuple[tuple[int, ...], dict[str, int], tuple[int]]:
 @triton.jit
 def _place(pixels, hw, channels, stride_p, stride_c, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
     """Pixels of all samples, their offsets in pooled, channels, offsets in x, and what of x exists."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+    i = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     c = tl.arange(0, BLOCK_C)
-    sample = i // hw
-    at = (sample * hw * channels + i % hw * stride_p)[:, None] + c.to(tl.int64)[None, :] * stride_c
+    sample, pixel = (i // hw).to(tl.int64), (i % hw).to(tl.int64)
+    at = (sample * hw * channels + pixel * stride_p)[:, None] + c.to(tl.int64)[None, :] * stride_c
     return i, i + sample * hw, c[None, :], at, (i < pixels)[:, None] & (c < channels)[None, :]
 
 

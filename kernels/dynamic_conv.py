@@ -32,7 +32,7 @@ def _seen(i, j, t, height, width):
 @triton.jit
 def _sum(
     x, weight, out, w_n, w_c, w_t, w_p, height, width, hw, channels, stride_p, stride_c,
-    ADJOINT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    ADJOINT: tl.constexpr, PLANAR: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     n, p, c, _ = place(hw, channels, BLOCK_P, BLOCK_P, BLOCK_C)
     i = p.to(tl.int32) // width  # a division of 64 bits is a call
@@ -48,6 +48,8 @@ def _sum(
         there = (p + offset)[:, None]
         if ADJOINT:
             w = load(weight, weights + there * w_p + (8 - t) * w_t, ok)
+        elif PLANAR:  # weights of taps outside too: pixels side by side with one mask are read at once
+            w = load(weight, weights + p[:, None] * w_p + t * w_t, ok_p[:, None] & ok_c)
         else:
             w = load(weight, weights + p[:, None] * w_p + t * w_t, ok)
         total += load(x, image + there * stride_p, ok) * w
@@ -75,13 +77,15 @@ def _dweight(
 @on_device
 def dynamic_conv(x: Tensor, weight: Tensor, y: Tensor) -> None:
     t = _tiling(x)
-    _sum[t.grid](x, weight, y, *_strides(weight), *x.shape[2:], *t.sizes, ADJOINT=False, **t.blocks)
+    layout = {"PLANAR": x.is_contiguous(), **t.blocks}
+    _sum[t.grid](x, weight, y, *_strides(weight), *x.shape[2:], *t.sizes, ADJOINT=False, **layout)
 
 
 @on_device
 def dynamic_conv_dx(dy: Tensor, weight: Tensor, dx: Tensor) -> None:
     t = _tiling(dy)
-    _sum[t.grid](dy, weight, dx, *_strides(weight), *dy.shape[2:], *t.sizes, ADJOINT=True, **t.blocks)
+    layout = {"PLANAR": dy.is_contiguous(), **t.blocks}
+    _sum[t.grid](dy, weight, dx, *_strides(weight), *dy.shape[2:], *t.sizes, ADJOINT=True, **layout)
 
 
 @on_device

@@ -32,6 +32,12 @@ def _tiling(x: Tensor) -> Tiling:
 
 
 @triton.jit
+def _map_at(i, pixels):
+    """Where gamma of pixels i of all lies."""
+    return i + (i.to(tl.int32) // pixels).to(tl.int64) * pixels  # a division of 64 bits is a call
+
+
+@triton.jit
 def _modulated(x, at, row, maps, map_at, c, ok, p_ok, channels, MAPS: tl.constexpr):
     """xhat, t, the pixel's factor, and z."""
     xhat = (load(x, at, ok) - load(row, c, ok)) * load(row, channels + c, ok)
@@ -53,7 +59,7 @@ def _apply(
     ok = p_ok[:, None] & (c < channels)[None, :]
     i = n * hw + p
     row = rows + tl.load(ids + i, mask=p_ok, other=0).to(tl.int64)[:, None] * (4 * channels)
-    map_at = i + i // pixels * pixels
+    map_at = _map_at(i, pixels)
     at = n * hw * channels + p[:, None] * stride_p + c[None, :] * stride_c
     _, _, _, z = _modulated(x, at, row, maps, (map_at, map_at + pixels), c[None, :], ok, p_ok, channels, MAPS)
     store(y, at, activate(z, slope), ok)
@@ -69,7 +75,7 @@ def _dx(
     ok = p_ok[:, None] & (c < channels)[None, :]
     i = n * hw + p
     row = rows + tl.load(ids + i, mask=p_ok, other=0).to(tl.int64)[:, None] * (6 * channels)
-    map_at = i + i // pixels * pixels
+    map_at = _map_at(i, pixels)
     at = n * hw * channels + p[:, None] * stride_p + c[None, :] * stride_c
     places = (map_at, map_at + pixels)
     xhat, t, factor, z = _modulated(x, at, row, maps, places, c[None, :], ok, p_ok, channels, MAPS)
@@ -102,7 +108,7 @@ def _sums(
         p_ok = member < last
         ok = p_ok[:, None] & c_ok
         i = tl.load(order + member, mask=p_ok, other=0).to(tl.int64)
-        at, map_at = i[:, None] * channels + c[None, :], i + i // pixels * pixels
+        at, map_at = i[:, None] * channels + c[None, :], _map_at(i, pixels)
         places = (map_at, map_at + pixels)
         xhat, _, factor, z = _modulated(x, at, row, maps, places, c[None, :], ok, p_ok, channels, MAPS)
         dt = activation_gradient(load(dy, at, ok), z, slope) * factor

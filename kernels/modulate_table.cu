@@ -4,6 +4,8 @@
 #include <cuda_fp16.h>
 
 #include <algorithm>
+#include <cstring>
+#include <type_traits>
 
 #include "modulate_table_cuda.h"
 
@@ -20,6 +22,11 @@ struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Vector {
   T v[N];
 };
 
+// Of 2 to 16 bytes. Stored by an intrinsic, because the compiler splits plain stores of them into their elements.
+template <int Bytes>
+using Word =
+    std::conditional_t<Bytes == 16, uint4, std::conditional_t<Bytes == 8, uint2, std::conditional_t<Bytes == 4, uint32_t, uint16_t>>>;
+
 template <int N, typename T>
 __device__ void load(const T* from, float (&to)[N]) {
   const auto raw = *reinterpret_cast<const Vector<T, N>*>(from);
@@ -29,10 +36,16 @@ __device__ void load(const T* from, float (&to)[N]) {
 
 template <int N, typename T>
 __device__ void store(T* to, const float (&from)[N]) {
-  Vector<T, N> raw;
+  constexpr int kEach = sizeof(T) * N < 16 ? N : 16 / sizeof(T);
 #pragma unroll
-  for (int i = 0; i < N; ++i) raw.v[i] = static_cast<T>(from[i]);
-  *reinterpret_cast<Vector<T, N>*>(to) = raw;
+  for (int first = 0; first < N; first += kEach) {
+    Vector<T, kEach> raw;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) raw.v[i] = static_cast<T>(from[first + i]);
+    Word<sizeof(raw)> word;
+    memcpy(&word, &raw, sizeof(raw));
+    __stwb(reinterpret_cast<Word<sizeof(raw)>*>(to + first), word);
+  }
 }
 
 __device__ float activate(float z, float slope) { return z > 0 ? z : z * slope; }
@@ -119,10 +132,11 @@ __global__ void __launch_bounds__(kThreads, DX ? 0 : 4) nhwc(ModulateTable p) {
 template <typename T, int V, bool UP, bool DX>
 __global__ void __launch_bounds__(kThreads) nchw(ModulateTable p) {
   constexpr int R = UP ? 2 : 1, Y = V * R;  // rows of y, and pixels in each
-  const int64_t hw = p.h * p.w, groups = hw / V, chunks = (p.c + kChannels - 1) / kChannels;
-  for (int64_t item = blockIdx.x * int64_t(kThreads) + threadIdx.x; item < p.n * chunks * groups; item += gridDim.x * int64_t(kThreads)) {
-    const int64_t sample = item / groups / chunks, first = item % groups * V;
-    const int64_t y_first = UP ? first / p.w * 4 * p.w + first % p.w * 2 : first;
+  const int64_t hw = p.h * p.w;
+  const uint32_t groups = hw / V, chunks = (p.c + kChannels - 1) / kChannels, width = p.w;  // divided by, so 32 bits
+  for (uint32_t item = blockIdx.x * kThreads + threadIdx.x; item < p.n * chunks * groups; item += gridDim.x * kThreads) {
+    const uint32_t sample = item / groups / chunks, first = item % groups * V;
+    const int64_t y_first = UP ? first / width * 4 * p.w + first % width * 2 : first;
     const int64_t y_plane = hw * R * R;
     int row[R][Y];
 #pragma unroll
@@ -131,7 +145,7 @@ __global__ void __launch_bounds__(kThreads) nchw(ModulateTable p) {
 #pragma unroll
       for (int i = 0; i < Y; ++i) row[r][i] = ids.v[i];
     }
-    int64_t c = item / groups % chunks * kChannels;
+    int64_t c = int64_t(item / groups % chunks) * kChannels;
     const int64_t end = min(c + kChannels, p.c);
 #pragma unroll 1
     for (; c < end; ++c) {
@@ -247,7 +261,8 @@ __device__ float add_column(float value) {
 
 // The first boundary inside of a row adds the pieces of all of them to the row's first piece.
 __global__ void __launch_bounds__(1024) add_partials(const float* partials, Rows rows, int64_t width, float* out) {
-  const int64_t blocks = (width + 31) / 32, boundary = blockIdx.x / blocks, k = blockIdx.x % blocks * 32 + threadIdx.x;
+  const uint32_t blocks = (width + 31) / 32;
+  const int64_t boundary = blockIdx.x / blocks, k = blockIdx.x % blocks * 32 + threadIdx.x;
   const int64_t position = (boundary + 1) * kSegment, d = rows.at(position), start = rows.begin(d);
   if (start >= position || start < position - kSegment) return;
   const int64_t end = (rows.begin(d + 1) - 1) / kSegment;
@@ -259,7 +274,8 @@ __global__ void __launch_bounds__(1024) add_partials(const float* partials, Rows
 }
 
 __global__ void __launch_bounds__(1024) row_sums(ModulateTable p, const float* dtable, int64_t chunk, float* sums) {
-  const int64_t blocks = (p.c + 31) / 32, part = blockIdx.x / blocks, c = blockIdx.x % blocks * 32 + threadIdx.x;
+  const uint32_t blocks = (p.c + 31) / 32;
+  const int64_t part = blockIdx.x / blocks, c = blockIdx.x % blocks * 32 + threadIdx.x;
   const int64_t end = min((part + 1) * chunk, p.rows) * p.outputs;
   float sum_g = 0, sum_gx = 0;
   if (c < p.c)

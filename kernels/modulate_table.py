@@ -42,7 +42,8 @@ def _child(p, k, width, CHILDREN: tl.constexpr):
     """Pixel of y of the k-th child of pixel p of x."""
     if CHILDREN == 1:
         return p
-    return (p // width * 2 + k // 2) * (2 * width) + p % width * 2 + k % 2
+    above = (p.to(tl.int32) // width).to(tl.int64) * width  # a division of 64 bits is a call
+    return 2 * (p + above) + k // 2 * (2 * width) + k % 2
 
 
 @triton.jit
@@ -247,11 +248,12 @@ def _dtable(
     for i in range(first, last, BLOCK_M):
         m = i + tl.arange(0, BLOCK_M)
         ok = (m < last)[:, None] & c_ok[None, :]
-        q = tl.load(order + m, mask=m < last, other=0).to(tl.int64)
+        q = tl.load(order + m, mask=m < last, other=0).to(tl.int32)
         p = q
         if CHILDREN == 4:  # rows of all samples follow each other, so the sample needs no part in this
             p = q // (2 * width) // 2 * width + q % (2 * width) // 2
         statistic = (q // y_pixels * stride_g)[:, None] + c[None, :]
+        p, q = p.to(tl.int64), q.to(tl.int64)
         centred = load(x, p[:, None] * channels + c[None, :], ok) - load(mean, statistic, ok)
         xhat = (centred + _noise(noise, q, m < last) * by) * load(rstd, statistic, ok)
         at = q[:, None] * channels + c[None, :]

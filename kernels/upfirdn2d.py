@@ -48,7 +48,7 @@ def upfirdn2d(
     x: Tensor, f: Tensor, up: list[int], down: list[int], padding: list[int], flip: bool, gain: float, y: Tensor
 ) -> None:
     channels_last = not (x.is_contiguous() and y.is_contiguous())  # one of the two may be of both layouts
-    t = tiling(y, channels_last, join=False)
+    t = tiling(y, channels_last, join=False, elements=2048 if channels_last else 512)
     (height, width), (fh, fw) = x.shape[2:], f.shape
     _filter[t.grid](
         x, f, y, gain, *up, *down, padding[0], padding[2], fw, fh, width, height, y.size(3),

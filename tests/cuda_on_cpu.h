@@ -18,6 +18,10 @@ static ucontext_t scheduler, *current;
 static std::function<void()> thread_body;
 
 using std::min;
+template <typename T>
+void __stwb(T* to, T value) {
+  *to = value;
+}
 inline void __syncthreads() { swapcontext(current, &scheduler); }
 
 template <typename Kernel, typename... Arguments>

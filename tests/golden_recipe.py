@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod, sqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -144,6 +144,8 @@ def sample(name: str, x: Tensor, n: int = 64) -> ndarray:
 class Case:
     """One case file."""
 
+    device: ClassVar[torch.device] = torch.device("cpu")  # of inputs and noise
+
     path: Path
     movement: dict[str, float] = field(default_factory=dict)  # by name: how far rounding moves it here, relatively
 
@@ -202,13 +204,13 @@ class Case:
             if name.startswith(prefix):
                 explicit = entry["kind"] == "explicit"
                 value = self.tensors[name] if explicit else INPUTS[entry["kind"]](name, *entry["args"])
-                found[name.removeprefix(prefix)] = value
+                found[name.removeprefix(prefix)] = value.to(self.device)
         return found
 
     def noise(self, prefix: str) -> Iterator[Tensor]:
         """Noise whose names start with `prefix`, in draw order; of dropout (keepP) what is compared with P."""
         draws = [draw for draw in self.meta["noise"] if draw["name"].startswith(prefix)]
-        return iter([drawn(draw["dist"], draw["name"], draw["shape"]) for draw in draws])
+        return iter([drawn(draw["dist"], draw["name"], draw["shape"]).to(self.device) for draw in draws])
 
     def tolerance(self, name: str, least: float = 1e-4) -> float:
         """Relative tolerance of what is recorded under `name`: from how much rounding moves it in the original.

@@ -23,7 +23,7 @@ import i2ifast
 from i2ifast import models
 from i2ifast.models import Batch, Phase, System
 
-FILES = {"VGG": "vgg_weights"}  # fixed network -> option naming the file it comes from
+FILES = {"VGG": "vgg_weights", "fan": "fan_weights"}  # fixed network -> option naming the file it comes from
 OUTPUTS = {"fake": "G"}  # recorded output that is a whole network's
 VARIANTS = ("plan", "dense")
 NUDGES = (3, 24)  # of the weights; a kink that few of them meet takes the second number
@@ -107,7 +107,7 @@ def nudge(nets: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in nets.parameters() if seed else ():
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.device)
             parameter.copy_(parameter.double() * (1 + 6e-8 * noise))
 
 

@@ -49,7 +49,7 @@ def build(case: Case, folder: Path, seed: int = 0) -> System:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in system.nets.parameters() if seed else ():
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.device)
             parameter.copy_(parameter.double() * (1 + ROUNDING * noise))
     return system
 

@@ -6,6 +6,7 @@ import pickle
 import random
 import re
 import resource
+import shutil
 import time
 from collections.abc import Callable
 from multiprocessing import get_context
@@ -15,16 +16,66 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from toy import HEADER, assert_same, newest, run
+from toy import HEADER, Toy, assert_same, newest, run
 
 from i2ifast import _checkpoint
 from i2ifast._checkpoint import CheckpointError
+from i2ifast.models import Batch
 
 
 def test_keeps_the_newest_two(tmp_path: Path) -> None:
     run(tmp_path, 10, save_every=2)
     names = sorted(file.name for file in tmp_path.glob("*checkpoint*"))
     assert names == [f"checkpoint-{step:08d}.{kind}" for step in (8, 10) for kind in ("json", "safetensors")]
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_keeps_as_many_as_asked(tmp_path: Path, keep: int) -> None:
+    run(tmp_path, 10, save_every=2, keep=keep)
+    assert [int(path.stem[-8:]) for path in _checkpoint.manifests(tmp_path)] == [10, 8, 6][:keep]
+
+
+class Graded(Toy):
+    """Its loss D/fake has the marks of a list, step by step."""
+
+    MARKS = (3.0, 5.0, 2.0, 1.0, 4.0, 4.0, 1.6, 1.6)  # means of two: 4, 1.5, 4, 1.6
+
+    def discriminator_loss(self, batch: Batch) -> dict[str, Tensor]:
+        terms = super().discriminator_loss(batch)
+        return terms | {"fake": terms["fake"] * 0 + self.MARKS[(self.calls - 1) % len(self.MARKS)]}
+
+
+def test_the_best_is_kept_beside_the_newest(tmp_path: Path) -> None:
+    """By the mean since the save before, also over a resumption."""
+    run(tmp_path, 6, Graded(), save_every=2, log_every=1, keep=1, best="D/fake")
+    tensors, header = _checkpoint.read(tmp_path / "best.safetensors")
+    assert header["step"] == 4 and header["best"] == {"D/fake": 1.5}
+    resumed = Graded()
+    resumed.calls = 6
+    run(tmp_path, 8, resumed, save_every=2, log_every=1, keep=1, best="D/fake", resume=True)
+    assert_same(_checkpoint.read(tmp_path / "best.safetensors")[0], tensors)
+    names = {file.name for file in tmp_path.glob("*.safetensors")}
+    assert names == {"best.safetensors", "checkpoint-00000008.safetensors"}
+    assert "ema.G.0.weight" in translate_tensors(tmp_path / "best.safetensors")
+
+
+def translate_tensors(path: Path) -> dict[str, Tensor]:
+    return _checkpoint.read(path, lambda name: name.startswith("ema."))[0]
+
+
+def test_best_of_a_term_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="best 'D/false': there is no such loss term; there are .*D/fake"):
+        run(tmp_path, 2, best="D/false")
+
+
+def test_best_needs_no_links(tmp_path: Path, monkeypatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    for step, best in ((1, True), (2, False)):
+        _checkpoint.save(tmp_path, step, {"a": torch.full((3,), step)}, {}, keep=1, best=best)
+    assert _checkpoint.read(tmp_path / "best.safetensors")[0]["a"].tolist() == [1, 1, 1]
 
 
 def rewrite(path: Path, tensors: dict[str, Tensor], header: object) -> None:
@@ -141,29 +192,42 @@ def test_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         _checkpoint.save(tmp_path / "file", 1, {"a": torch.ones(1)}, {})
 
 
+KILLS = int(os.environ.get("I2IFAST_KILLS", 20))
+
+
 def save_forever(folder: Path) -> None:
     torch.set_num_threads(1)
     for step in range(1, 10**6):
-        _checkpoint.save(folder, step, {name: torch.full((100_000,), float(step)) for name in "ab"}, {"step": step})
+        tensors = {name: torch.full((100_000,), float(step)) for name in "ab"}
+        _checkpoint.save(folder, step, tensors, {"step": step}, best=step % 2 == 0)
 
 
 def test_killed_while_saving_always_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    """I2IFAST_KILLS=200 kills more often."""
     rng = random.Random(0)
-    for trial in range(20):
+    loaded: list[int] = []
+
+    def load(tensors: dict[str, Tensor], header: dict) -> None:
+        assert all((tensor == header["step"]).all() for tensor in tensors.values())
+        loaded.append(header["step"])
+
+    for trial in range(KILLS):
         folder = tmp_path / str(trial)
         saver = get_context("fork").Process(target=save_forever, args=(folder,))
         saver.start()
-        while not list(folder.glob("*.json")):
+        while not list(folder.glob("checkpoint-*.json")):
             assert saver.is_alive()
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.05))
         saver.kill()
         saver.join()
+        _checkpoint.load_newest(folder, load, pytest.fail)  # which refuses none
         for manifest in _checkpoint.manifests(folder):
-            tensors, header = _checkpoint.read(manifest)
-            assert all((tensor == header["step"]).all() for tensor in tensors.values())
-        _checkpoint.save(folder, 10**6, {"a": torch.ones(1)}, {})
-        assert len(list(folder.iterdir())) == 4  # two checkpoints; what the killed process left is gone
+            load(*_checkpoint.read(manifest))
+        _checkpoint.save(folder, loaded[-1] + 10, {"a": torch.ones(1)}, {}, best=True)
+        _checkpoint.save(folder, loaded[-1] + 11, {"a": torch.ones(1)}, {})
+        assert len(list(folder.iterdir())) == 6  # two checkpoints and the best; what the killed process left is gone
+        shutil.rmtree(folder)
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:

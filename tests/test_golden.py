@@ -1,7 +1,8 @@
 """Systems against recorded cases of the originals, from `--golden DIR`: keys, outputs, losses, gradients, training.
 
-A case runs on every backend of the CPU, through the public API: by `golden_drivers/<system>.py` where there is one (a
-system that is an operation, or does not fit the System contract), else by `golden_system.py`. Either has
+A case runs on every backend of the CPU, or of `--device`, through the public API: by `golden_drivers/<system>.py`
+where there is one (a system that is an operation, or does not fit the System contract), else by `golden_system.py`.
+Either has
 
     VARIANTS: tuple[str, ...]                            the ways to run a case, each on every backend
     found(case, variant, backend, folder) -> dict[str, Tensor | None]
@@ -17,6 +18,7 @@ place for files. A driver may give an empty dict for a trajectory that it compar
 import importlib
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 
@@ -26,9 +28,12 @@ import torch
 from golden_recipe import Case
 
 import i2ifast
-from i2ifast import _backend
+from i2ifast import _backend, models
 
 DRIVERS = Path(__file__).with_name("golden_drivers")
+CPU = torch.device("cpu")
+# Their drivers make modules of their own, on a device where they are to run there.
+OF_MODULES = ("attnorm", "imaginaire", "panoptic", "partialconv")
 
 
 def driver_of(system: str) -> ModuleType:
@@ -45,6 +50,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """Where the case runs: its inputs and noise, and every system that is built, are moved there."""
+    device, build = torch.device(request.config.getoption("device")), models.build
+    if device != CPU:
+        monkeypatch.setattr(Case, "device", device)
+        monkeypatch.setattr(models, "build", lambda *args, **options: build(*args, **options).to(device))
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    return device
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     folder = Path(metafunc.config.getoption("golden"))
     files = {"case": sorted(folder.rglob("*.safetensors")), "keys_file": sorted(folder.rglob("*keys.json"))}
@@ -57,6 +73,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
         runs = [(file, v) for file in files["case"] for v in driver_of(Case(file).meta["system"]).VARIANTS]
         metafunc.parametrize(("case", "variant"), runs, ids=[f"{name_of(file)}-{v}".rstrip("-") for file, v in runs])
+        on_cpu = metafunc.config.getoption("device") == "cpu"
+        backends = [name for name in ("reference", "cpu" if on_cpu else "auto") if not _backend.missing.get(name)]
+        metafunc.parametrize("backend", backends)
     if "keys_file" in metafunc.fixturenames:
         metafunc.parametrize("keys_file", files["keys_file"], ids=map(name_of, files["keys_file"]))
 
@@ -67,12 +86,15 @@ def failures(errors: dict[str, float]) -> str:
     return ", ".join(f"{name} {error:.3g}" for name, error in worst_first if error > 1)
 
 
-@pytest.mark.parametrize("backend", [name for name in ("reference", "cpu") if not _backend.missing[name]])
-def test_case(case: Path, variant: str, backend: str, tmp_path: Path) -> None:
+def test_case(case: Path, variant: str, backend: str, device: torch.device, tmp_path: Path) -> None:
     """Everything recorded agrees within its tolerance."""
     recorded = Case(case)
-    with i2ifast.use_backend(backend):
-        found = driver_of(recorded.meta["system"]).found(recorded, variant, backend, tmp_path)
+    system = recorded.meta["system"]
+    if recorded.trains and device != CPU:
+        pytest.skip("training goes on from the rounding of the CPU")
+    made_there = device if device != CPU and system in OF_MODULES else nullcontext()
+    with i2ifast.use_backend(backend), made_there:
+        found = driver_of(system).found(recorded, variant, backend, tmp_path)
     if not found and recorded.trains:
         return
     missing = [name for name in sorted(recorded.names) if name not in found]

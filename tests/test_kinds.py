@@ -1,6 +1,7 @@
 """Kinds of data: what their folders hold becomes items, and systems of each kind train and translate from files."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from toy import newest
 
 from i2ifast import translate
 from i2ifast.data import kind, kinds, procedural
-from i2ifast.data.kinds import images, paired, unpaired
+from i2ifast.data.kinds import domains, images, inpainting, paired, sketches, unpaired
 from i2ifast.train import main
 
 
@@ -143,3 +144,142 @@ def test_systems_of_images_train_and_make_some(tmp_path: Path, photographs: Path
         ["--weights", str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--count", "3", "--batch-size=2"]
     )
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["00000.png", "00001.png", "00002.png"]
+
+
+def seasons(root: Path) -> None:
+    """Domains a, b, c of 2, 3 and 4 pictures, whose reds are 10, 11, 20, 21, 22, 30, ..."""
+    for number, name in enumerate("abc", 1):
+        for n in range(number + 1):
+            save(root / name / f"{n}.png", (10 * number + n, 0, 0))
+
+
+@pytest.mark.parametrize("form", ["train/a", "a", "list"])
+def test_domains_in_every_layout(tmp_path: Path, form: str) -> None:
+    seasons(tmp_path / "train" if form == "train/a" else tmp_path)
+    if form == "list":
+        (tmp_path / "animals_list_train.txt").write_text("c/1.png\na/0.png\nc\\0.png\n")
+    settings = domains.Settings(**SMALL, num_references=0)
+    data = domains.folder(tmp_path, "train", settings, train=True)
+    found = [(item["domain"].item(), red(item["image"])) for item in (data[i] for i in range(len(data)))]
+    every = [(0, 10), (0, 11), (1, 20), (1, 21), (1, 22), (2, 30), (2, 31), (2, 32), (2, 33)]
+    assert found == ([(0, 10), (1, 30), (1, 31)] if form == "list" else every)
+    assert set(data[0]) == {"image", "domain", "path"} and data[0]["domain"].dtype == torch.int64
+    with pytest.raises(FileNotFoundError, match=r"no val\.txt, and no folders with images in .*val"):
+        domains.folder(tmp_path, "val", settings)
+    with pytest.raises(ValueError, match="domains .*, but the system has 7"):
+        domains.folder(tmp_path, "train", domains.Settings(**SMALL, num_domains=7))
+
+
+def test_references_are_of_one_domain_drawn_evenly(tmp_path: Path) -> None:
+    seasons(tmp_path)
+    plain = domains.folder(tmp_path, "train", domains.Settings(**SMALL), train=True)
+    items = [plain[epoch, 8] for epoch in range(300)]
+    assert {item["domain"].item() for item in items} == {2}
+    references = [(item["reference_domain"].item(), red(item["reference"]), red(item["reference2"])) for item in items]
+    assert all(first // 10 == second // 10 == domain + 1 for domain, first, second in references)
+    assert len(set(references)) == 4 + 9 + 16
+    assert max(abs(sum(r[0] == n for r in references) - 100) for n in range(3)) < 40
+    even = domains.folder(tmp_path, "train", domains.Settings(**SMALL, balanced=True), train=True)
+    counts = np.bincount([even[epoch, 8]["domain"].item() for epoch in range(300)])
+    assert abs(counts - 100).max() < 40
+    held_out = domains.folder(tmp_path, "train", domains.Settings(**SMALL, balanced=True))
+    assert [held_out[i]["domain"].item() for i in range(9)] == [0, 0, 1, 1, 1, 2, 2, 2, 2]
+
+
+def test_domains_to_translate_to(tmp_path: Path) -> None:
+    seasons(tmp_path / "data")
+    save(tmp_path / "images/x.png", (1, 0, 0), (24, 20))
+    system = SimpleNamespace(config=SimpleNamespace(crop_size=16, num_domains=3), data_settings={})
+    named = domains.Inputs(images=tmp_path / "images", domain="b", data=tmp_path / "data")
+    (batch,) = named.batches(system, 4)
+    assert batch["image"].shape == (1, 3, 20, 24) and batch["domain"].tolist() == batch[
+        "reference_domain"
+    ].tolist() == [1]
+    shots = domains.Inputs(images=tmp_path / "images", references=tmp_path / "data/c")
+    (batch,) = shots.batches(system, 4)
+    assert batch["references"].shape == (1, 4, 3, 16, 16) and red(batch["reference"][0]) == 30
+    for message, options in {
+        "name a --domain": {},
+        r"domain 'b': expected a number below 3 \(names need --data\)": {"domain": "b"},
+        "domain 'd': expected a number below 3, or one of a, b, c": {"domain": "d", "data": tmp_path / "data"},
+        "domain '3': expected a number below 3": {"domain": "3"},
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            list(domains.Inputs(images=tmp_path / "images", **options).batches(system, 4))
+
+
+def test_middles_and_random_parts_are_resized(tmp_path: Path) -> None:
+    columns = np.arange(100, dtype=np.uint8)[None, :, None].repeat(80, 0).repeat(3, 2)
+    (tmp_path / "train").mkdir()
+    Image.fromarray(columns).save(tmp_path / "train/0.png")
+
+    def reds(settings: images.Settings, train: bool, epoch: int = 0) -> np.ndarray:
+        item = images.folder(tmp_path, "train", settings, train=train)[epoch, 0]["image"]
+        assert item.shape == (3, 40, 40)
+        return ((item[0, 20] + 1) * 127.5).numpy()
+
+    middle = images.Settings(crop_size=40, load_size=60, preprocess_mode="crop_and_resize")
+    for train in (False, True):
+        found = np.sort(reds(middle, train))
+        assert abs(found[0] - 20.25) < 1 and abs(found[-1] - 78.75) < 1
+    with pytest.raises(ValueError, match="100x80 pixels: smaller than the 90x90"):
+        reds(images.Settings(crop_size=40, load_size=90, preprocess_mode="crop_and_resize"), True)
+    parts = images.Settings(crop_size=40, preprocess_mode="random_resized_crop")
+    assert reds(parts, False)[0] < 3 and reds(parts, False)[-1] > 96
+    ends = np.array([np.sort(reds(parts, True, epoch))[[0, -1]] for epoch in range(100)])
+    wide = ends[:, 1] - ends[:, 0]
+    assert 0.35 < (wide > 94).mean() < 0.7 and wide.min() > 70  # 0.8 of the area, at most 1.1 times as wide as high
+
+
+def test_holes_are_drawn_or_read(tmp_path: Path) -> None:
+    for n in range(3):
+        save(tmp_path / f"train/{n}.png", (200, 200, 200))
+    for holes in ("strokes", "rectangle"):
+        data = inpainting.folder(tmp_path, "train", inpainting.Settings(**SMALL, holes=holes), train=True)
+        masks = [data[epoch, 0]["mask"] for epoch in range(20)]
+        assert all(mask.shape == (1, 16, 16) and mask.unique().tolist() == [0, 1] for mask in masks)
+        assert len({mask.sum().item() for mask in masks}) > 5 and data[3, 0]["mask"].equal(masks[3])
+        assert data[0]["masked"].equal(data[0]["image"] * (1 - data[0]["mask"]))
+    for n in range(2):
+        save(tmp_path / f"masks/{n}.png", (0, 0, 0), right=(255, 255, 255))
+    settings = inpainting.Settings(**SMALL, masks=tmp_path / "masks")
+    left = [inpainting.folder(tmp_path, "train", settings, train=train)[e, 0]["mask"][0, 0, 0].item()
+            for train in (False, True) for e in range(10)]  # fmt: skip
+    assert set(left[:10]) == {0} and set(left[10:]) == {0, 1}  # half are mirrored in training
+    with pytest.raises(FileNotFoundError, match="nothing: no such folder, or no masks"):
+        inpainting.folder(tmp_path, "train", inpainting.Settings(**SMALL, masks=tmp_path / "nothing"))
+    save(tmp_path / "small/0.png", (0, 0, 0), (10, 10))
+    save(tmp_path / "one/0.png", (0, 0, 0))
+    with pytest.raises(ValueError, match="10x10 pixels, but its photograph .*40x30"):
+        list(inpainting.Inputs(images=tmp_path / "one", masks=tmp_path / "small").batches(None, 1))
+
+
+def test_sketches_are_halves(tmp_path: Path) -> None:
+    for number, name in enumerate(("cat", "dog")):
+        save(tmp_path / f"train/{name}/0.png", (number, 0, 0), (80, 30), right=(10 + number, 0, 0))
+    data = sketches.folder(tmp_path, "train", sketches.Settings(**SMALL), train=True)
+    found = [(red(item["sketch"]), red(item["image"]), item["domain"].item()) for item in (data[0], data[1])]
+    assert found == [(0, 10, 0), (1, 11, 1)]
+    with pytest.raises(ValueError, match=r"2 classes \(cat, dog\), but the system has 14"):
+        sketches.folder(tmp_path, "train", sketches.Settings(num_classes=14))
+
+
+def test_attributes_of_celeba(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(domains, "HELD_OUT", 2)
+    rows = [f"{n:06d}.jpg {1 if n % 2 else -1} {1 if n > 2 else -1} -1" for n in range(1, 7)]
+    (tmp_path / "list_attr_celeba.txt").write_text("\n".join(["6", "Odd Late Never", *rows]) + "\n")
+    for n in range(1, 7):
+        save(tmp_path / f"images/{n:06d}.jpg", (100, 100, 100))
+    settings = domains.Settings(**SMALL, selected_attrs=("Late", "Odd"))
+    train, val = (domains.folder(tmp_path, phase, settings) for phase in ("train", "val"))
+    found = {int(Path(item["path"]).stem): item["attributes"].tolist() for data in (train, val) for item in
+             (data[i] for i in range(len(data)))}  # fmt: skip
+    assert (len(train), len(val)) == (4, 2) and found == {n: [n > 2, n % 2] for n in range(1, 7)}
+    with pytest.raises(ValueError, match="no attributes Big; there are Odd, Late, Never"):
+        domains.folder(tmp_path, "train", domains.Settings(selected_attrs=("Big",)))
+    config = SimpleNamespace(crop_size=16, selected_attrs=("Late", "Odd"))
+    system = SimpleNamespace(config=config, data_settings={})
+    (batch,) = domains.Inputs(images=tmp_path / "images", attributes=("Odd",)).batches(system, 6)
+    assert batch["attributes"].tolist() == [[0, 1]] * 6
+    with pytest.raises(ValueError, match="attributes Big: the system has"):
+        next(domains.Inputs(images=tmp_path / "images", attributes=("Big",)).batches(system, 6))

@@ -31,6 +31,14 @@ def exemplar_batch(config: Any, size: tuple[int, int], n: int = 2) -> Batch:
     return batch | ref
 
 
+def domain_batch(config: Any, size: tuple[int, int], n: int = 2) -> Batch:
+    """Images of domains 0, 1, ..., and two others of the next domain each."""
+    g = torch.Generator().manual_seed(0)
+    names = ("image", "reference", "reference2")
+    batch = {name: torch.rand((n, 3, *size), generator=g) * 2 - 1 for name in names}
+    return batch | {"domain": torch.arange(n) % 2, "reference_domain": torch.arange(1, n + 1) % 2}
+
+
 def unpaired_batch(config: Any, size: tuple[int, int], n: int = 2) -> Batch:
     """Images of two domains."""
     g = torch.Generator().manual_seed(0)
@@ -46,6 +54,7 @@ def inpainting_batch(config: Any, size: tuple[int, int], n: int = 2) -> Batch:
 
 
 BATCHES: dict[str, Callable[..., Batch]] = {
+    "domains": domain_batch,
     "exemplars": exemplar_batch,
     "inpainting": inpainting_batch,
     "labels": label_batch,

@@ -1,9 +1,16 @@
-"""Procedural scenes: determinism, classes and objects, statistics, the written folder."""
+"""Procedural data: scenes and their statistics, the folders of every kind, and that systems learn from them."""
+
+from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
+from PIL import Image
+from toy import newest
 
-from i2ifast.data import procedural
+from i2ifast import models, train, translate
+from i2ifast.data import kinds, procedural
+from i2ifast.data.kinds import inpainting, videos
 from i2ifast.data.kinds.labels import Settings, folder, match
 from i2ifast.data.pixels import images_in
 
@@ -83,3 +90,65 @@ def test_written_scenes_read_back(tmp_path):
     assert match(*files) == train.files
     with pytest.raises(ValueError, match="count 0"):
         procedural.write(tmp_path, 0)
+
+
+def test_domains_differ_in_light(tmp_path: Path) -> None:
+    procedural.write(tmp_path / "unpaired", 3, 32, kind="unpaired")
+    procedural.write(tmp_path / "domains", 3, 32, kind="domains")
+
+    def mean(folder: str) -> float:
+        return float(np.mean([np.asarray(Image.open(file)) for file in images_in(tmp_path / folder)]))
+
+    assert mean("unpaired/trainB") < 0.5 * mean("unpaired/trainA")
+    assert mean("domains/train/winter") > 1.1 * mean("domains/train/summer")
+
+
+def test_flows_of_videos_explain_them(tmp_path: Path) -> None:
+    procedural.write(tmp_path, 2, (32, 64), kind="videos")
+    data = videos.folder(tmp_path, "train", videos.Settings(label_nc=12, preprocess_mode="none"))
+    assert all(data[i]["confidence"].mean() > 0.9 and data[i]["flow"].abs().max() >= 1 for i in range(2))
+
+
+# A system of each kind, its options, and what it translates. Others are in test_train.py and test_kinds.py.
+SYSTEMS = {
+    "boxes": ("bachgan", "", "--boxes val_boxes --data ."),
+    "domains": ("starganv2", "", "--images val/summer --domain winter --data ."),
+    "exemplars": (
+        "cocosnet",
+        "--config.crop-size 64 --config.aspect-ratio 1",
+        "--labels val_label --exemplars val_img --exemplar-labels val_label",
+    ),
+    "inpainting": ("region_norm", "", "--images val --masks masks"),
+    "paired": ("pix2pix", "", "--images valA"),
+    "sketches": ("edgegan", "", "--sketches val/car --domain car --data ."),
+    "videos": (
+        "vid2vid",
+        "--n-frames-total 2 --config.n-blocks 1",
+        "--labels val_label --instances val_inst --images val_img",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SYSTEMS)
+def test_systems_train_on_it_and_translate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    name, options, inputs = SYSTEMS[kind]
+    if name not in models.names():
+        pytest.skip(f"there is no {name}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(procedural, "FRAMES", 5)
+    procedural.write(".", 2, 64, kind=kind)
+    for file in images_in("val") if kind == "inpainting" else ():
+        Path("masks").mkdir(exist_ok=True)
+        mask = inpainting.strokes(64, 64, np.random.default_rng(0))
+        Image.fromarray((255 * mask[0]).byte().numpy()).save(f"masks/{file.name}")
+    where = ["--data", ".", "--out", "run", "--steps", "2", "--workers", "0"]
+    train.main([name, "--preset", "tiny", *where, *options.split()])
+    assert newest(Path("run"))[1]["step"] == 2 and Path("run/samples/00000002.png").exists()
+    translate.main(["--weights", "run", "--out", "translated", *inputs.split()])
+    assert len(images_in("translated")) >= 4
+
+
+def test_kinds_that_there_are() -> None:
+    assert set(procedural.KINDS) == set(get_args(procedural.Kind)) == set(kinds())
+    with pytest.raises(ValueError, match="kind 'sounds': expected one of boxes"):
+        procedural.write("nowhere", 1, kind="sounds")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from plain import normal
 
-from i2ifast import models, ops, train
+from i2ifast import models, ops
 from i2ifast.models import _stylegan2_ada
 from i2ifast.models.stylegan2 import gradient_penalty, path_lengths
 from i2ifast.nn import StyledConv, minibatch_std
@@ -198,13 +198,6 @@ def test_training_goes_on_from_its_state(system):
     other.load(kept, {"step": 1, "epoch": 1, "seen": 0})
     assert other.system.mean_path_length == 3.5 and not any("D_reg" in name for name in kept)
     system.mean_path_length.zero_()
-
-
-@pytest.mark.parametrize(("name", "data"), [("stylegan2", "images"), ("vid2vid", "videos")])
-def test_the_command_says_which_data_it_reads(name, data, tmp_path):
-    options = [name, "--preset", "tiny", "--data", str(tmp_path), "--steps", "1", "--out", str(tmp_path / "run")]
-    with pytest.raises(SystemExit, match=f"{name} learns from {data}: this command reads folders of label maps only"):
-        train.main(options)
 
 
 def test_every_phase_has_finite_terms_and_gradients(system):

@@ -3,7 +3,8 @@
 import json
 import os
 import signal
-import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from toy import HEADER, SAMPLES, Toy, assert_same, batches, newest, run
+from toy import HEADER, Toy, assert_same, batches, newest, run
 
 from i2ifast import translate
 from i2ifast._checkpoint import CheckpointError
@@ -20,7 +21,7 @@ from i2ifast._state import State
 from i2ifast.data import procedural
 from i2ifast.data.pixels import images_in
 from i2ifast.models import Batch
-from i2ifast.train import Loop, main, processes, train
+from i2ifast.train import Loop, main, train
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -30,7 +31,7 @@ def test_resumed_run_continues_bit_for_bit(tmp_path: Path, precision: str) -> No
         torch.manual_seed(steps)  # what happened before must not matter
         parts = run(tmp_path / "b", steps, resume=True, precision=precision)
     assert_same(whole, parts)
-    assert newest(tmp_path / "b")[1] == HEADER | {"step": 10, "epoch": 2, "seen": 6}
+    assert newest(tmp_path / "b")[1] == HEADER | {"step": 10, "epoch": 2, "seen": 6, "processes": 1}
     losses = [json.loads(line)["losses"] for line in (tmp_path / "a/log.jsonl").read_text().splitlines()]
     assert len(losses) == 5 and set(losses[0]) == {"G/gan", "G/l1", "D/fake", "D/real", "D_reg/small"}
 
@@ -112,39 +113,16 @@ def test_averaged_networks_are_lent_for_the_block(tmp_path: Path) -> None:
     assert toy.nets["G"] is trained and toy.training
 
 
-def worker(rank: int, world: int, port: int, out: Path, steps: int, nan: bool) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": f"{rank}", "WORLD_SIZE": f"{world}", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
-    with processes() as device:
-        toy = Toy(norm=False, noise=0.0, nan_at=2 if nan and rank == 1 else None)
-        try:
-            train(toy, batches(2, rank, world), Loop(steps, out, batch_size=2, resume=True), device, HEADER, SAMPLES)
-        except NonFiniteLoss as error:
-            (out / f"error{rank}").write_text(str(error))
-
-
-def spawn(out: Path, steps: int, nan: bool = False) -> None:
-    """Train on two processes."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    torch.multiprocessing.spawn(worker, (2, port, out, steps, nan), nprocs=2)
-
-
-def test_two_processes_equal_one_with_the_double_batch(tmp_path: Path) -> None:
-    for steps in (4, 6):  # the second resumes
-        spawn(tmp_path / "two", steps)
-    loop = Loop(6, tmp_path / "one", batch_size=4)
-    train(Toy(norm=False, noise=0.0), batches(4), loop, torch.device("cpu"), HEADER)
-    one, two = newest(tmp_path / "one"), newest(tmp_path / "two")
-    assert one[1] == two[1] and one[0].keys() == two[0].keys()
-    for name, value in one[0].items():
-        torch.testing.assert_close(two[0][name], value, rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
-
-
-def test_nan_in_one_process_stops_all_with_its_name(tmp_path: Path) -> None:
-    spawn(tmp_path / "run", 5, nan=True)
-    for rank in range(2):
-        assert "'fake' of phase D is nan at step 2" in (tmp_path / f"run/error{rank}").read_text()
+def test_memory_of_what_lasts_is_told(tmp_path: Path, capsys) -> None:
+    toy = Toy()
+    sizes = State(toy).sizes()
+    tensors = run(tmp_path, 1, toy)  # D_reg has an optimizer of its own; one parameter has no gradient
+    unused = toy.nets["D"].unused.nbytes
+    for kind, prefix, less in (("averages", "ema.", 0), ("optimizers", "optimizer.", 4 * unused)):
+        kept = {name: t for name, t in tensors.items() if name.startswith(prefix) and ".step." not in name}
+        assert sizes[kind] - less == sum(t.nbytes for t in kept.values())
+    assert sizes["weights"] - sizes["gradients"] == sum(buffer.nbytes for buffer in toy.buffers())
+    assert "memory in MiB: " in capsys.readouterr().out
 
 
 def test_resume_drops_records_of_the_abandoned_future(tmp_path: Path) -> None:
@@ -175,7 +153,7 @@ def test_colours_tell_all_labels_apart() -> None:
     assert len(np.unique(colours(np.arange(256)[None]).reshape(-1, 3), axis=0)) == 256
 
 
-SMALL = "--config.crop-size 64 --config.ngf 2 --config.nhidden 4 --config.ndf 2 --config.num-D 1 --workers 0".split()
+SMALL = "--config.crop-size 64 --config.ngf 2 --config.nhidden 4 --config.ndf 2 --config.num-D 1".split()
 
 
 @pytest.fixture(scope="module")
@@ -185,10 +163,15 @@ def scenes(tmp_path_factory) -> Path:
     return folder
 
 
+def command(data: Path, out: Path, steps: int, *more: str) -> list[str]:
+    """To train a minute SPADE."""
+    where = ["--data", str(data), "--out", str(out), "--steps", str(steps), "--batch-size", "2"]
+    return [sys.executable, "-m", "i2ifast.train", "spade", "--preset", "tiny", *where, *SMALL, *more]
+
+
 def spade(data: Path, out: Path, steps: int, *more: str) -> dict[str, Tensor]:
     """Train a minute SPADE by its command line and return the tensors of its newest checkpoint."""
-    where = ["--data", str(data), "--out", str(out), "--steps", str(steps), "--batch-size", "2"]
-    main(["spade", "--preset", "tiny", *where, *SMALL, *more])
+    main(command(data, out, steps, "--workers", "0", *more)[3:])
     return newest(out)[0]
 
 
@@ -196,6 +179,10 @@ def test_command_lines_train_resume_and_translate(tmp_path: Path, scenes: Path) 
     whole = spade(scenes, tmp_path / "a", 5)
     spade(scenes, tmp_path / "b", 2)
     assert_same(whole, spade(scenes, tmp_path / "b", 5, "--resume"))
+    for workers, steps in {1: 2, 2: 5}.items():  # in new processes, with other numbers of loaders
+        options = ["--workers", str(workers), "--resume"]
+        subprocess.run(command(scenes, tmp_path / "c", steps, *options), check=True, capture_output=True)
+    assert_same(whole, newest(tmp_path / "c")[0])
     with pytest.raises(SystemExit, match="its config is"):
         spade(scenes, tmp_path / "b", 6, "--resume", "--config.lr", "1")
 

@@ -9,7 +9,8 @@ from plain import normal
 from torch import nn
 
 from i2ifast import models
-from i2ifast.models.vid2vid import MultiscaleDiscriminator, edges, masked_l1, pyramid
+from i2ifast.models._vid2vid import MultiscaleDiscriminator
+from i2ifast.models.vid2vid import edges, masked_l1, pyramid
 from i2ifast.nn import BatchNormAct, TrackedInstanceNormAct
 from i2ifast.nn.conv import ValidConv2d
 
@@ -173,8 +174,8 @@ def test_bad_options_and_labels_are_refused():
         models.system("vid2vid").Config.from_original(options | {"add_face_disc": True})
     system = tiny()
     batch = batch_of(system.config)
-    batch["label"][0, 0, 0, 0, 0] = 9
-    with pytest.raises(ValueError, match="label 9: must be less than label_nc, 5"):
+    batch["label"][0, 0, 0, 0, 0] = 12
+    with pytest.raises(ValueError, match="label 12: must be less than label_nc, 12"):
         system.prepare(batch)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from i2ifast import _checkpoint
 from i2ifast.models import Adam, Batch, Phase, System, every
+from i2ifast.models._pool import ImagePool
+from i2ifast.nn import BatchNormAct, spectral_norm
 from i2ifast.train import Loop, Samples, train
 
 HEADER = {"system": "toy", "config": {"width": 6}}
@@ -17,13 +20,19 @@ PER_EPOCH = 7  # batches of an epoch
 
 
 class Toy(System):
-    """A GAN in miniature: a generator with noise and batch norm, a discriminator, a lazy third phase."""
+    """A GAN in miniature: a generator with noise and (synchronised) batch norm, a discriminator with spectral norm, and
+    a lazy third phase. Without `norm` its loss is a mean over images."""
 
     def __init__(self, norm: bool = True, noise: float = 0.1, nan_at: int | None = None) -> None:
         super().__init__()
-        middle = nn.BatchNorm2d(6) if norm else nn.Identity()
-        self.nets["G"] = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), middle, nn.ReLU(), nn.Conv2d(6, 3, 3, padding=1))
-        self.nets["D"] = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.LeakyReLU(0.2), nn.Conv2d(6, 1, 3, padding=1))
+        middle = BatchNormAct(6, "none") if norm else nn.Identity()
+        first = nn.Conv2d(1, 6, 3, padding=1, bias=not norm)
+        self.nets["G"] = nn.Sequential(first, middle, nn.ReLU(), nn.Conv2d(6, 3, 3, padding=1))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            first = nn.Conv2d(4, 6, 3, padding=1)
+            first = spectral_norm(first) if norm else first
+        self.nets["D"] = nn.Sequential(first, nn.LeakyReLU(0.2), nn.Conv2d(6, 1, 3, padding=1))
         self.nets["D"].register_parameter("unused", nn.Parameter(torch.ones(3)))
         adam = Adam(1e-2, (0.5, 0.9))
         self.phases = [
@@ -61,6 +70,17 @@ class Toy(System):
     @torch.no_grad()
     def translate(self, batch: Batch) -> dict[str, Tensor]:
         return {"fake": self.nets["G"](batch["label"].float()).tanh()}
+
+
+class Remembering(Toy):
+    """It learns from a pool of images seen before, too."""
+
+    def __init__(self, size: int = 5, **options: Any) -> None:
+        super().__init__(**options)
+        self.pool = ImagePool(size)
+
+    def prepare(self, batch: Batch) -> Batch:
+        return super().prepare(batch | {"image": self.pool.query(batch["image"], self.rand, self.randint)})
 
 
 def batches(size: int, rank: int = 0, world: int = 1) -> Callable[[int, int], Iterator[Batch]]:

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from i2ifast.models.vid2vid import ResnetBlock
+from i2ifast.models._vid2vid import ResnetBlock
 from i2ifast.nn import BatchNormAct
 
 from . import Layer, Made, Shape

@@ -30,3 +30,4 @@ class Row:
     step: Callable[[Networks, dict[str, torch.optim.Optimizer], Any, Batch], None]
     options: dict[str, Any] = field(default_factory=dict)  # over those of the preset
     small: dict[str, Any] = field(default_factory=dict)  # with --small, where sizes are a quarter
+    maps: str = "cityscapes"  # real label maps, of systems that take some

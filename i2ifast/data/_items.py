@@ -1,9 +1,10 @@
 """What data of every kind have in common: how files become items, and items batches."""
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -11,9 +12,11 @@ from numpy.random import Generator
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .pixels import Geometry, Preprocess, geometry, images_in, read_photo
+from ._cache import Cache
+from .pixels import Geometry, Photo, Preprocess, geometry, images_in, read_photo
 
 Item = dict[str, Any]
+Role = Literal["photograph", "label map", "instance map", "mask"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +73,10 @@ class Settings(Options):
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
 
-    def photo(self, file: Path, rng: Generator | None = None, channels: int = 3) -> Tensor:
-        """A photograph placed by itself, [channels,H,W] float32 in [-1, 1]."""
+    def photo(self, file: Path, channels: int = 3) -> Tensor:
+        """A photograph placed by itself as outside training, [channels,H,W] float32 in [-1, 1]."""
         image = read_photo(file, channels)
-        return self.place(image.size, rng, file).photo(image)
+        return self.place(image.size, None, file).photo(image)
 
 
 class Items(Dataset):
@@ -86,11 +89,22 @@ class Items(Dataset):
 
     def __init__(self, settings: Settings, train: bool, seed: int) -> None:
         self.settings, self.train, self.seed = settings, train, seed
+        self.cache: Cache | None = None
+
+    def cached(self, folder: str | Path) -> Self:
+        """These items, with their photographs decoded and resized once, and then read from `folder`; see `Cache`."""
+        items = copy(self)
+        items.cache = Cache(folder)
+        return items
 
     def __len__(self) -> int:
         raise NotImplementedError
 
     def item(self, index: int, rng: Generator) -> Item:
+        raise NotImplementedError
+
+    def sources(self, index: int) -> list[tuple[Role, Path]]:
+        """The files that are this item's own, and what each is read as."""
         raise NotImplementedError
 
     def __getitem__(self, key: int | tuple[int, int]) -> Item:
@@ -103,9 +117,14 @@ class Items(Dataset):
         """Where the pixels of an item come from, in images of `size` (width, height)."""
         return self.settings.place(size, rng if self.train else None, file)
 
+    def open(self, file: Path, channels: int = 3, half: int | None = None) -> Photo:
+        """A photograph, or a half of one."""
+        return Photo(file, channels, self.cache, half)
+
     def photo(self, file: Path, rng: Generator, channels: int = 3) -> Tensor:
         """A photograph placed by itself, [channels,H,W] float32 in [-1, 1]."""
-        return self.settings.photo(file, rng if self.train else None, channels)
+        image = self.open(file, channels)
+        return self.place(image.size, rng, file).photo(image)
 
     def collate(self, items: Sequence[Item]) -> dict[str, Any]:
         """The batch of some items: tensors stacked, all else in lists."""

@@ -2,6 +2,7 @@
 
 import multiprocessing
 from collections.abc import Callable, Iterator, Sized
+from multiprocessing.context import BaseContext
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,17 @@ class Batches(Sampler[list[tuple[int, int]]]):
             yield batch[self.rank :: self.world_size]
 
 
+def start_method(workers: int) -> BaseContext | None:
+    """How loader processes start: clean (never forked from one with threads), and torch is imported once, if can be."""
+    if not workers:
+        return None
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
 def loader(
     dataset: Items, batch_size: int, workers: int = 0, collate: Callable[..., Any] | None = None, **order: Any
 ) -> DataLoader:
@@ -83,22 +95,16 @@ def loader(
 
     Batches are `dataset.collate(items)`, unless `collate` is given.
 
-    Workers stay alive between epochs and are started from a clean process (never forked from one with threads), so the
-    calling script needs the usual `if __name__ == "__main__"`. Batches are pinned where there is a CUDA device.
+    Workers stay alive between epochs and are started from a clean process, so the calling script needs the usual
+    `if __name__ == "__main__"`. Batches are pinned where there is a CUDA device.
     """
-    context = None
-    if workers:
-        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-        context = multiprocessing.get_context(method)
-        if method == "forkserver":
-            context.set_forkserver_preload([__name__])  # torch is imported once, not by every worker
     return DataLoader(
         dataset,
         batch_sampler=Batches(dataset, batch_size, **order),
         collate_fn=collate or dataset.collate,
         num_workers=workers,
         persistent_workers=workers > 0,
-        multiprocessing_context=context,
+        multiprocessing_context=start_method(workers),
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else each epoch takes a number from the global one, and a resumed run one more
     )

@@ -14,6 +14,8 @@ from numpy.random import Generator
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ._cache import Cache
+
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"))
 DEEP = frozenset(("I", "I;16", "I;16L", "I;16B", "F"))  # Pillow modes of more than 8 bits per channel
 
@@ -24,6 +26,8 @@ Preprocess = Literal[
     "scale_width_and_crop",
     "scale_shortside",
     "scale_shortside_and_crop",
+    "crop_and_resize",
+    "random_resized_crop",
     "fixed",
     "none",
 ]
@@ -50,17 +54,21 @@ def images_below(folder: Path) -> list[Path]:
     ]
 
 
+class MissingPartner(FileNotFoundError):
+    """There are files of one side without partner on the other."""
+
+
 def pair(files: Iterable[Path], others: Iterable[Path], endings: tuple[str, ...] = ()) -> list[Path]:
     """For each of `files` its partner in `others`: the same name without extension, leading zeros and one of `endings`.
 
-    FileNotFoundError names a file of either side without partner, ValueError two files of one side with the same name.
+    MissingPartner names the files of a side without partner, ValueError two files of one side with the same name.
     """
     left, right = _by_name(files, endings), _by_name(others, endings)
     for names, partners in ((left, right), (right, left)):
-        for name, file in names.items():
-            if name not in partners:
-                folder = next(iter(partners.values())).parent if partners else "an empty list of files"
-                raise FileNotFoundError(f"{file}: no file of that name (extension apart) in {folder}")
+        if alone := [str(file) for name, file in names.items() if name not in partners]:
+            folder = next(iter(partners.values())).parent if partners else "an empty list of files"
+            more = f", nor of {', '.join(alone[1:])}" if alone[1:] else ""
+            raise MissingPartner(f"{alone[0]}: no file of that name (extension apart) in {folder}{more}")
     return [right[name] for name in left]
 
 
@@ -83,7 +91,7 @@ def _by_name(files: Iterable[Path], endings: tuple[str, ...]) -> dict[str, Path]
     return found
 
 
-def _open(path: Path) -> Image.Image:
+def open_image(path: Path) -> Image.Image:
     """Decoded, upright (the EXIF orientation is applied); ValueError naming a file that does not decode."""
     try:
         with Image.open(path) as image:
@@ -104,10 +112,59 @@ def read_photo(path: str | Path, channels: int = 3) -> Image.Image:
 
     ValueError names a damaged or deeper file.
     """
-    image = _open(Path(path))
+    image = open_image(Path(path))
     if image.mode in DEEP:
         raise ValueError(f"{path}: mode {image.mode}, more than 8 bits per channel; expected an 8 bit picture")
     return image.convert({1: "L", 3: "RGB"}[channels])
+
+
+class Photo:
+    """A picture, or the left (0) or right (1) half of one; see `read_photo`. With a cache it is decoded when need be.
+
+    `size` is its (width, height).
+    """
+
+    def __init__(self, file: Path, channels: int = 3, cache: Cache | None = None, half: int | None = None) -> None:
+        self.file, self.channels, self.cache, self.half = file, channels, cache, half
+        self.image = None if cache else self._read()
+        self.size = self.image.size if self.image else self._remembered_size()
+
+    def _remembered_size(self) -> tuple[int, int]:
+        sides = self.cache.get(self.file, "size", (8, 1), lambda: np.array([size_of(self.file)], "<i4").view(np.uint8))
+        width, height = (int(side) for side in sides.view("<i4")[0])
+        return (width if self.half is None else width // 2), height
+
+    def _read(self) -> Image.Image:
+        image = read_photo(self.file, self.channels)
+        if self.half is None:
+            return image
+        width = image.width // 2
+        return image.crop((self.half * width, 0, (self.half + 1) * width, image.height))
+
+    def crop(self, box: tuple[int, int, int, int]) -> Image.Image:
+        return (self.image or self._read()).crop(box)
+
+    def resize(self, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
+        if not self.cache:
+            return self.image.resize(size, resample)
+
+        def make() -> np.ndarray:
+            return np.array(self._read().resize(size, resample))
+
+        key = (self.channels, self.half, int(resample))
+        return Image.fromarray(self.cache.get(self.file, key, size, make))
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """(width, height), upright, without decoding; ValueError naming a file that is no image."""
+    try:
+        with Image.open(path) as image:
+            sideways = image.getexif().get(0x0112, 1) >= 5
+            return image.size[::-1] if sideways else image.size
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: not a readable image ({error})") from error
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -121,7 +178,7 @@ def read_map(path: str | Path) -> np.ndarray:
 
     ValueError names a file that is damaged, JPEG (its values are not the ones that were saved) or coloured.
     """
-    image = _open(Path(path))
+    image = open_image(Path(path))
     stored, what = image.info["stored"], f"mode {image.mode}"
     if image.format == "JPEG":
         what = "JPEG, which does not keep values"
@@ -140,17 +197,21 @@ def read_map(path: str | Path) -> np.ndarray:
 
 
 class Geometry(NamedTuple):
-    """Resize to `size` (width, height), then cut `box` (left, top, right, bottom), then mirror if `flip`."""
+    """Cut `part` if given, resize to `size` (width, height), then cut `box`, then mirror if `flip`.
+
+    Parts and boxes are (left, top, right, bottom).
+    """
 
     size: tuple[int, int]
     box: tuple[int, int, int, int]
     flip: bool
+    part: tuple[int, int, int, int] | None = None
 
-    def __call__(self, image: Image.Image, resample: Image.Resampling) -> Image.Image:
-        image = image.resize(self.size, resample).crop(self.box)
+    def __call__(self, image: Image.Image | Photo, resample: Image.Resampling) -> Image.Image:
+        image = (image.crop(self.part) if self.part else image).resize(self.size, resample).crop(self.box)
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flip else image
 
-    def photo(self, image: Image.Image) -> Tensor:
+    def photo(self, image: Image.Image | Photo) -> Tensor:
         """Bicubic; see `to_tensor`."""
         return to_tensor(self(image, Image.Resampling.BICUBIC))
 
@@ -163,6 +224,22 @@ class Geometry(NamedTuple):
         planes = [self(Image.fromarray(plane), Image.Resampling.NEAREST) for plane in values.numpy()]
         rows, columns = (torch.from_numpy(np.array(plane)) for plane in planes)
         return torch.stack([rows, -columns if self.flip else columns])
+
+    def points(self, points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """Where points [...,2] of an image of `size` come to lie; (x, y), those of the first pixel being (0.5, 0.5)."""
+        left, top, right, bottom = self.part or (0, 0, *size)
+        points = (points - (left, top)) * (np.array(self.size) / (right - left, bottom - top)) - self.box[:2]
+        return points * (-1, 1) + (self.box[2] - self.box[0], 0) if self.flip else points
+
+    def flow(self, values: np.ndarray) -> Tensor:
+        """Bilinear; [2,H,W] in pixels of the result from [H,W,2] in pixels of the image, right then down."""
+        height, width = values.shape[:2]
+        planes = [
+            np.array(self(Image.fromarray(plane), Image.Resampling.BILINEAR)) for plane in values.transpose(2, 0, 1)
+        ]
+        left, top, right, bottom = self.part or (0, 0, width, height)
+        scale = self.size[0] / (right - left) * (-1 if self.flip else 1), self.size[1] / (bottom - top)
+        return torch.from_numpy(np.stack([planes[0] * scale[0], planes[1] * scale[1]]).astype(np.float32))
 
 
 def geometry(
@@ -178,11 +255,23 @@ def geometry(
     """Where the pixels of one item come from: the same for its image, labels and instances.
 
     resize: both sides to load_size; scale_width, scale_shortside: that side to load_size; fixed: crop_size wide and
-    crop_size / aspect_ratio high; none: both sides to the nearest multiple of 32. Modes with `crop` then cut a square
-    of crop_size at a place drawn from `rng`, and `flip` mirrors half of the draws; without rng the middle, never
-    mirrored. ValueError if the square does not fit.
+    crop_size / aspect_ratio high; none: both sides to the nearest multiple of 32. Modes that end in `crop` then cut a
+    square of crop_size at a place drawn from `rng`, and `flip` mirrors half of the draws; without rng the middle, never
+    mirrored. crop_and_resize: the middle square of load_size, resized to crop_size. random_resized_crop: all of it
+    resized to a square of crop_size, or, in half of the draws, a part of it, see `random_part`. ValueError if a square
+    does not fit.
     """
-    if mode == "resize_and_crop":
+    part, middle = None, load_size if mode == "crop_and_resize" else 0
+    if middle > min(width, height):
+        raise ValueError(f"{width}x{height} pixels: smaller than the {middle}x{middle} that {mode} cuts out")
+    if mode in ("crop_and_resize", "random_resized_crop"):
+        size = crop_size, crop_size
+        if middle:
+            left, top = round((width - middle) / 2), round((height - middle) / 2)
+            part = left, top, left + middle, top + middle
+        elif rng is not None:
+            part = random_part(width, height, rng)
+    elif mode == "resize_and_crop":
         size = load_size, load_size
     elif mode.startswith("scale_width"):
         size = load_size, max(1, load_size * height // width)
@@ -203,4 +292,22 @@ def geometry(
         left, top, mirrored = room[0] // 2, room[1] // 2, False
     else:  # always three draws, so that a drawn place does not depend on whether images are mirrored
         left, top, mirrored = int(rng.integers(room[0] + 1)), int(rng.integers(room[1] + 1)), bool(rng.random() > 0.5)
-    return Geometry(size, (left, top, left + cut[0], top + cut[1]), mirrored and flip)
+    return Geometry(size, (left, top, left + cut[0], top + cut[1]), mirrored and flip, part)
+
+
+def random_part(width: int, height: int, rng: Generator) -> tuple[int, int, int, int] | None:
+    """Of half of the draws none, else 0.8 to 1 of the area, 0.9 to 1.1 times as wide as high, somewhere.
+
+    As StarGAN v2 cuts images; where it finds no such part in ten draws it is the middle, of the nearest shape.
+    """
+    if rng.random() >= 0.5:
+        return None
+    for _ in range(10):
+        area, ratio = width * height * rng.uniform(0.8, 1), np.exp(rng.uniform(np.log(0.9), np.log(1.1)))
+        w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
+        if w <= width and h <= height:
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            return left, top, left + w, top + h
+    w, h = min(width, round(height * 1.1)), min(height, round(width / 0.9))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h

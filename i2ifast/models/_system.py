@@ -79,7 +79,7 @@ class Phase:
     epochs: Callable[[int], bool] = lambda epoch: True  # whether it runs in an epoch, counted from 1
     rates: dict[str, float] = field(default_factory=dict)  # learning rates of networks that have their own
     after: Callable[[], None] | None = None  # called after each of its steps, to put parameters back into their range
-    shares: str = ""  # name of the phase before it whose optimizer, and its state, it steps with
+    shares: str = ""  # name of the phase before it whose optimizer, with its rates and state, it steps with
 
 
 class System(nn.Module):
@@ -152,6 +152,11 @@ class System(nn.Module):
     @property
     def plan_sizes(self) -> list[tuple[int, int]]:
         """Resolutions (h, w) whose label-plan levels loader workers should precompute."""
+        return []
+
+    @property
+    def plan_windows(self) -> list[tuple[int, tuple[int, int], int, int, int]]:
+        """Windows of single convolutions that loader workers should precompute: see `labels.PooledWindows`."""
         return []
 
     # A system draws its random numbers here and nowhere else.

@@ -175,6 +175,7 @@ class System(spade.System):
     Discriminator = FPSEDiscriminator
 
     plan_sizes = ()  # windows of one convolution, no tables
+    plan_windows = ()
 
     def adversarial(self, outputs: Features, real: bool, generator: bool = False) -> Tensor:
         """The GAN loss of the logits, averaged over resolutions."""

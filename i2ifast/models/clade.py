@@ -66,6 +66,10 @@ class System(spade.System):
     def plan_sizes(self) -> list[tuple[int, int]]:
         return []  # a pixel's modulation depends on no other pixel
 
+    @property
+    def plan_windows(self) -> list[labels.PooledWindows]:
+        return [*((0, size, 1, 1, 0) for size in super().plan_sizes), *super().plan_windows]
+
     def prepare(self, batch: Batch) -> Batch:
         """SPADE's, and with add_dist `dist` [N,2,H,W] of the label map, which a loader may have made already."""
         batch = super().prepare(batch)

@@ -176,9 +176,10 @@ class System(_system.System):
         with torch.no_grad():
             return {"fake": 2 * self.nets["gen"](found)[1 - source].expand(-1, 3, -1, -1) - 1}
 
-    @torch.enable_grad()
+    @torch.inference_mode(False)  # pipelines are in it
     def invert(self, images: Tensor, half: int, steps: int) -> Tensor:
         """Codes of pairs whose half 0 (a) or 1 (b) is close to the images in [0, 1]."""
+        images = images.clone()  # outside of inference mode
         codes = self.randn((len(images), self.config.latent_dims), images).requires_grad_()
         adam = torch.optim.Adam([codes], lr=0.05)
         for _ in range(steps):

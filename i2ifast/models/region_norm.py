@@ -143,6 +143,12 @@ class System(_system.System):
         ]
         self._carried: dict[str, Tensor] = {}  # copies of the discriminator's parameters, with that gradient
 
+    @property
+    def data_settings(self) -> dict[str, Any]:
+        """Images of the size."""
+        height, width = self.config.size
+        return {"crop_size": width, "aspect_ratio": width / height}
+
     def init_weights(self) -> None:
         """Generator: a tenth of Kaiming's normal, biases of unit variance, as published. Discriminator: torch's."""
         for module in self.nets["G"].modules():

@@ -234,13 +234,13 @@ class MultiscaleDiscriminator(nn.Module):
     def forward(self, seg: Semantics | None, images: Tensor) -> Features:
         """images [kN,3,H,W] of the N label maps, k times over."""
         outputs = []
-        for discriminator in self.children():
-            outputs.append(discriminator(seg, images))
-            images = F.avg_pool2d(images, 3, 2, 1, count_include_pad=False)
-            if isinstance(seg, Tensor):
+        for i, discriminator in enumerate(self.children()):
+            images = F.avg_pool2d(images, 3, 2, 1, count_include_pad=False) if i else images
+            if i and isinstance(seg, Tensor):
                 seg = F.avg_pool2d(seg, 3, 2, 1, count_include_pad=False)
-            elif seg is not None:
+            elif i and seg is not None:
                 seg = seg.avg_pool2d(3, 2, 1)
+            outputs.append(discriminator(seg, images))
         return outputs
 
 
@@ -307,6 +307,12 @@ class System(_system.System):
     def plan_sizes(self) -> list[tuple[int, int]]:
         (h, w), stride = self.config.latent, self.config.stride
         return [(h << i, w << i) for i in range(stride.bit_length())]
+
+    @property
+    def plan_windows(self) -> list[labels.PooledWindows]:
+        h, w = self.config.size
+        of_d = [(i, (-(-h >> i), -(-w >> i)), 4, 2, 2) for i in range(self.config.num_D)]
+        return of_d if self.config.use_vae else [(0, self.config.latent, 3, 1, 1), *of_d]
 
     def decay(self, epoch: int) -> float:
         """1 up to epoch niter + 1, then a line to 0 after epoch niter + niter_decay; always 1 without niter_decay."""

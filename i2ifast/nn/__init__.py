@@ -7,6 +7,7 @@ from .batch import BatchNormAct
 from .ccfpse import DepthsepCC, DepthsepCCBlock
 from .clade import CLADEResnetBlock, ClassAffine, SPADELight
 from .correspondence import SelfAttention
+from .downsample_conv import DownsampleConv2d, downsample_conv2d
 from .fade import FADE, FAdaIN, FADEResnetBlock
 from .flow import channelnorm, correlation, resample2d
 from .instance import AdaIN, InstanceNormAct, TrackedInstanceNormAct
@@ -36,6 +37,7 @@ __all__ = [
     "ConditionalNorm",
     "DepthsepCC",
     "DepthsepCCBlock",
+    "DownsampleConv2d",
     "EqualConv2d",
     "EqualLinear",
     "FADE",
@@ -72,6 +74,7 @@ __all__ = [
     "bake",
     "channelnorm",
     "correlation",
+    "downsample_conv2d",
     "label_conv2d",
     "losses",
     "minibatch_std",

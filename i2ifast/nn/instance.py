@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..ops import fixed_statistics, instance_statistics, modulate_style, moments
+from ..ops import Statistics, fixed_statistics, instance_statistics, modulate_style, moments
 
 
 class InstanceNormAct(nn.Module):
@@ -28,28 +28,42 @@ def instance_norm_act(
 ) -> Tensor:
     """act((x - mean) / sqrt(var + eps) * weight + bias) with statistics of every (sample, channel) plane; weight, bias
     [C]."""
-    style = None
-    if weight is not None:
-        style = torch.cat([weight, bias]).expand(x.size(0), -1)
-    return modulate_style(x, style, instance_statistics(x, eps), act)
+    return modulate_style(x, _style(x, weight, bias), instance_statistics(x, eps), act)
+
+
+def _style(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor | None:
+    """weight and bias [C] as the vector of every sample."""
+    return None if weight is None else torch.cat([weight, bias]).expand(x.size(0), -1)
 
 
 class TrackedInstanceNormAct(nn.InstanceNorm2d):
-    """act(instance_norm(x)) as torch.nn.InstanceNorm2d with track_running_stats, whose averages evaluation takes."""
+    """act(instance_norm(x)) as torch.nn.InstanceNorm2d with track_running_stats, whose averages evaluation takes.
 
-    def __init__(self, num_features: int, act: str | float = "relu") -> None:
-        super().__init__(num_features, track_running_stats=True)
-        self.act = act
+    Without `running`, averages are kept but never taken: evaluation has the statistics of every image too.
+    """
+
+    def __init__(
+        self, num_features: int, act: str | float = "relu", affine: bool = False, running: bool = True
+    ) -> None:
+        super().__init__(num_features, affine=affine, track_running_stats=True)
+        self.act, self.running = act, running
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return modulate_style(x, None, fixed_statistics(self.running_mean, self.running_var, self.eps), self.act)
-        with torch.no_grad():
-            mean, var = moments(x)
-            count = x.size(2) * x.size(3)
-            self.running_mean.lerp_(mean.mean(0).to(self.running_mean.dtype), self.momentum)
-            self.running_var.lerp_(var.mean(0).to(self.running_var.dtype) * (count / max(1, count - 1)), self.momentum)
-        return modulate_style(x, None, instance_statistics(x, self.eps), self.act)
+        if self.running and not self.training:
+            statistics = fixed_statistics(self.running_mean, self.running_var, self.eps)
+        else:
+            with torch.no_grad():
+                mean, var = moments(x)
+                statistics = Statistics(mean, (var + self.eps).rsqrt(), True)
+        if self.training:
+            self.track(mean, var, x.size(2) * x.size(3))
+        return modulate_style(x, _style(x, self.weight, self.bias), statistics, self.act)
+
+    @torch.no_grad()
+    def track(self, mean: Tensor, var: Tensor, count: int) -> None:
+        """Move the averages towards the mean over the batch of statistics [N, C] of `count` pixels each."""
+        self.running_mean.lerp_(mean.mean(0).to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_(var.mean(0).to(self.running_var.dtype) * (count / max(1, count - 1)), self.momentum)
 
 
 class AdaIN(nn.Module):

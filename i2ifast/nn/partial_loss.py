@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .conv import Conv2d
+from .vgg import read_state
 
 SLICES = (
     (0, 2),
@@ -48,7 +48,7 @@ class VGG16PartialLoss(nn.Module):
         self.l1_alpha, self.perceptual_alpha = l1_alpha, perceptual_alpha
         self.style_alpha, self.smooth_alpha = style_alpha, smooth_alpha
         path = Path(vgg_path).expanduser()
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        state = read_state(path)
         names = [f"features.{i}.{leaf}" for s in SLICES[:feat_num] for i in s for leaf in ("weight", "bias")]
         if missing := [name for name in names if name not in state]:
             raise ValueError(f"{path} is no VGG16: it has no {', '.join(missing)}")

@@ -164,7 +164,7 @@ class SelfAware_Affine(nn.Module):
             # Of maps of one channel the CPU library's gradient takes five times as long as of two.
             weight, taken = F.pad(weight, (0, 0, 0, 0, 0, 1)), F.pad(taken, (0, 0, 0, 0, 0, 1))
             weight, taken = (t.contiguous(memory_format=torch.channels_last) for t in (weight, taken))
-        both = F.conv2d(taken, weight, torch.cat([gamma.bias, beta.bias]), padding=gamma.padding)
+        both = F.conv2d(taken, weight, torch.cat([gamma.bias, beta.bias]), padding=weight.size(-1) // 2)
         return importance, both
 
 

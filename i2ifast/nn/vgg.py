@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 STAGES = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}  # convolutions between poolings
@@ -37,7 +36,11 @@ def positions_of(depth: int) -> dict[int, str]:
 def read_state(path: str | Path) -> dict[str, Tensor]:
     """A state dict of a .safetensors or a torch file."""
     path = Path(path)
-    return load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    if path.suffix != ".safetensors":
+        return torch.load(path, "cpu", weights_only=True)
+    from safetensors.torch import load_file  # here, so that ops and layers are there without it
+
+    return load_file(path)
 
 
 class VGG(nn.Module):

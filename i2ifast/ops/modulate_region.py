@@ -132,8 +132,9 @@ def _setup(ctx, inputs, output) -> None:
 
 
 def _autograd(ctx, dy):
-    dx, dstyle, dmaps = torch.ops.i2ifast.modulate_region_backward(dy, *ctx.saved_tensors, ctx.of_x, ctx.slope)
-    return dx, None, dstyle, None if ctx.saved_tensors[3] is None else dmaps, *[None] * 8
+    saved = ctx.saved_tensors  # once: checkpointing recomputes them for one unpacking
+    dx, dstyle, dmaps = torch.ops.i2ifast.modulate_region_backward(dy, *saved, ctx.of_x, ctx.slope)
+    return dx, None, dstyle, None if saved[3] is None else dmaps, *[None] * 8
 
 
 _ARGS = (

@@ -28,6 +28,9 @@ class Images(_items.Items):
     def __len__(self) -> int:
         return len(self.files)
 
+    def sources(self, index: int) -> list[tuple[_items.Role, Path]]:
+        return [("photograph", self.files[index])]
+
     def item(self, index: int, rng: Generator) -> _items.Item:
         return {"image": self.photo(self.files[index], rng), "path": str(self.files[index])}
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.random import Generator
 
-from i2ifast.data import _items
-from i2ifast.data.pixels import images_in, natural, pair, read_map, read_photo, unpaired
-from i2ifast.labels import centre_offsets, plan
+from i2ifast.data import _items, _parts
+from i2ifast.data.pixels import images_in, natural, pair, read_map, unpaired
+from i2ifast.labels import PooledWindows, centre_offsets, plan
 
 SHOWN = ("label", "fake", "image")
 TAKES = ("label", "instance", "image")
@@ -32,13 +32,11 @@ class Options(_items.Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(_items.Settings, Options):
+class Classes(_items.Settings):
+    """Settings of all kinds that have label maps."""
+
     label_nc: int
     contain_dontcare_label: bool = False  # 255 (unknown) is class label_nc
-    instance: bool = True  # read instance maps
-    add_dist: bool = False  # offsets of pixels from the centres of their objects, see `i2ifast.labels.centre_offsets`
-    plan_sizes: Sequence[tuple[int, int]] = ()  # levels of label plans that batches have made
-    plan_per_sample: bool = False  # keep the samples of a plan apart
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,12 +49,27 @@ class Settings(_items.Settings, Options):
         return self.label_nc + self.contain_dontcare_label
 
 
+@dataclass(frozen=True, kw_only=True)
+class Settings(Classes, Options):
+    instance: bool = True  # read instance maps
+    add_dist: bool = False  # offsets of pixels from the centres of their objects, see `i2ifast.labels.centre_offsets`
+    plan_sizes: Sequence[tuple[int, int]] = ()  # levels of label plans that batches have made
+    plan_windows: Sequence[PooledWindows] = ()  # and windows of single convolutions, in training
+    plan_per_sample: bool = False  # keep the samples of a plan apart
+
+
 class Files(NamedTuple):
     """The files of one item."""
 
     label: Path
     instance: Path | None = None
     image: Path | None = None
+
+
+def sources_of(files: Files) -> list[tuple[_items.Role, Path]]:
+    """The files that there are, and what each is read as."""
+    found = (("label map", files.label), ("instance map", files.instance), ("photograph", files.image))
+    return [(role, file) for role, file in found if file is not None]
 
 
 def match(labels: Sequence[Path], instances: Sequence[Path] = (), images: Sequence[Path] = ()) -> list[Files]:
@@ -107,10 +120,9 @@ def _deepfashion(root: Path, phase: str) -> list[Files]:
 
 
 def _celebamask(root: Path, phase: str) -> list[Files]:
-    items = match(
-        images_in(root / "CelebAMask-HQ-mask-anno" / "all_parts_except_glasses"), (), images_in(root / "CelebA-HQ-img")
-    )
-    if not items:
+    maps = images_in(root / _parts.FOLDER / _parts.MERGED) or _parts.faces(root)
+    items = match(maps, (), images_in(root / "CelebA-HQ-img"))
+    if not items or phase not in ("train", "val"):
         return []
     held_out = {int(Path(line).stem) for line in (root / "val.txt").read_text().split()}
     return [item for item in items if (int(item.label.stem) in held_out) == (phase == "val")]
@@ -131,7 +143,8 @@ def find(root: str | Path, phase: str, layout: str = "auto") -> list[Files]:
     coco        {phase}_label, {phase}_inst, {phase}_img, and each with _portrait
     cityscapes  gtFine/{phase}/**/*_labelIds.png, *_instanceIds.png, leftImg8bit/{phase}/**/*.png
     ade20k      **/*_{phase}_*.png labels and .jpg photographs
-    celebamask  CelebAMask-HQ-mask-anno/all_parts_except_glasses, CelebA-HQ-img, val.txt with the names of phase "val"
+    celebamask  CelebAMask-HQ-mask-anno/all_parts_except_glasses, CelebA-HQ-img, val.txt with the names of phase "val";
+                where that folder is missing, the masks of parts CelebAMask-HQ-mask-anno/*/NNNNN_<part>.png are merged
     deepfashion cihp_{phase}_mask, {phase}
 
     Folders of instances or photographs may be missing as a whole; for single files see `match`. `auto` takes the one
@@ -151,12 +164,21 @@ def find(root: str | Path, phase: str, layout: str = "auto") -> list[Files]:
     return next(iter(found.values()))
 
 
-def read_label(path: str | Path, settings: Settings) -> np.ndarray:
+def read_label(path: str | Path, settings: Classes) -> np.ndarray:
     """Label map [H,W] int32, UNKNOWN being class label_nc with contain_dontcare_label.
 
     ValueError names file, value and maximum.
     """
-    label = read_map(path)
+    return checked(read_classes(path), path, settings)
+
+
+def read_classes(path: str | Path) -> np.ndarray:
+    """What a file of classes, or of the parts of a face, says: [H,W] int32."""
+    return _parts.merge(Path(path)) if Path(path).suffix == _parts.SUFFIX else read_map(path)
+
+
+def checked(label: np.ndarray, path: str | Path, settings: Classes) -> np.ndarray:
+    """See `read_label`."""
     if settings.contain_dontcare_label:
         label[label == UNKNOWN] = settings.label_nc
     low, high = int(label.min()), int(label.max())
@@ -185,6 +207,9 @@ class LabelDataset(_items.Items):
     def __len__(self) -> int:
         return len(self.files)
 
+    def sources(self, index: int) -> list[tuple[_items.Role, Path]]:
+        return sources_of(self.files[index])
+
     def item(self, index: int, rng: Generator) -> _items.Item:
         file, settings = self.files[index], self.settings
         label = read_label(file.label, settings)
@@ -196,11 +221,11 @@ class LabelDataset(_items.Items):
         if settings.instance:
             item["instance"] = where.map(read_instances(file.instance, file.label, label))
         if file.image is not None:
-            image = read_photo(file.image)
+            image = self.open(file.image)
             rounding = max(*image.size, width, height)  # one pixel of the smaller of the two
-            if abs(image.width * height - image.height * width) > rounding:
+            if abs(image.size[0] * height - image.size[1] * width) > rounding:
                 raise ValueError(
-                    f"{file.image}: {image.width}x{image.height} pixels upright, another shape than "
+                    f"{file.image}: {image.size[0]}x{image.size[1]} pixels upright, another shape than "
                     f"its label map's {width}x{height}"
                 )
             item["image"] = where.photo(image)
@@ -210,7 +235,8 @@ class LabelDataset(_items.Items):
         batch, settings = _items.stack(items), self.settings
         made = plan(batch["label"], settings.num_classes, instances=batch.get("instance"))
         made = made.per_sample() if settings.plan_per_sample else made
-        return {**batch, "plan": made.precompute(settings.plan_sizes, backward=self.train)}
+        windows = settings.plan_windows if self.train else ()
+        return {**batch, "plan": made.precompute(settings.plan_sizes, backward=self.train, windows=windows)}
 
 
 def read_instances(file: Path, label_file: Path, label: np.ndarray) -> np.ndarray:

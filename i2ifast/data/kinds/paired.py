@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from numpy.random import Generator
-from PIL import Image
 
 from i2ifast.data import _items
 from i2ifast.data.kinds import unpaired
 from i2ifast.data.kinds.unpaired import Options, Settings
-from i2ifast.data.pixels import images_in, pair, read_photo
+from i2ifast.data.pixels import images_in, pair
 
 __all__ = ["SHOWN", "Inputs", "Options", "Settings", "folder"]
 
@@ -38,26 +37,21 @@ class Paired(_items.Items):
     def __len__(self) -> int:
         return len(self.files)
 
+    def sources(self, index: int) -> list[tuple[_items.Role, Path]]:
+        return [("photograph", file) for file in self.files[index]]
+
     def item(self, index: int, rng: Generator) -> _items.Item:
-        files = self.files[index]
-        a, b = halves(files[0], self.settings) if len(files) == 1 else map(read_photo, files)
+        files, channels = self.files[index], (self.settings.input_nc, self.settings.output_nc)
+        halves = (0, 1) if self.settings.direction == "AtoB" else (1, 0)
+        sources = (
+            zip(files * 2, channels, halves, strict=True) if len(files) == 1 else zip(files, channels, strict=True)
+        )
+        a, b = (self.open(*source) for source in sources)
         if a.size != b.size:
-            raise ValueError(f"{files[1]}: {b.width}x{b.height} pixels, but its partner has {a.width}x{a.height}")
+            sizes = f"{b.size[0]}x{b.size[1]} pixels, but its partner has {a.size[0]}x{a.size[1]}"
+            raise ValueError(f"{files[1]}: {sizes}")
         where = self.place(a.size, rng, files[0])
-        modes = {1: "L", 3: "RGB"}
-        images = {
-            "a": where.photo(a.convert(modes[self.settings.input_nc])),
-            "b": where.photo(b.convert(modes[self.settings.output_nc])),
-        }
-        return {**images, "path": str(files[0])}
-
-
-def halves(file: Path, settings: Settings) -> tuple[Image.Image, Image.Image]:
-    """The left and the right half of a file, in the direction chosen."""
-    image = read_photo(file)
-    half = image.width // 2
-    left, right = (image.crop((x, 0, x + half, image.height)) for x in (0, half))
-    return (left, right) if settings.direction == "AtoB" else (right, left)
+        return {"a": where.photo(a), "b": where.photo(b), "path": str(files[0])}
 
 
 def folder(root: str | Path, phase: str, settings: Settings, seed: int = 0, train: bool = False) -> Paired:

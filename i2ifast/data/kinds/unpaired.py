@@ -42,6 +42,9 @@ class Unpaired(_items.Items):
     def __len__(self) -> int:
         return max(len(self.a), len(self.b))
 
+    def sources(self, index: int) -> list[tuple[_items.Role, Path]]:
+        return [("photograph", files[index]) for files in (self.a, self.b) if index < len(files)]
+
     def item(self, index: int, rng: Generator) -> _items.Item:
         partner = int(rng.integers(len(self.b))) if self.train else index
         a, b = self.a[index % len(self.a)], self.b[partner % len(self.b)]
