@@ -145,32 +145,23 @@ class AttentionConv2d(nn.Conv2d):
         return F.conv2d(x, weight, self.bias)
 
 
-class PooledConv2d(nn.Conv2d):
-    """The mean over 2x2 pixels of a 3x3 convolution with reflection padding, as one 4x4 convolution of stride 2."""
-
-    def __init__(self, fin: int, fout: int, bias: bool = True) -> None:
-        super().__init__(fin, fout, 3, padding=1, bias=bias, padding_mode="reflect")
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = F.avg_pool2d(F.pad(self.weight, (1, 1, 1, 1)), 2, 1)
-        return F.conv2d(F.pad(x, (1, 1, 1, 1), "reflect"), weight, self.bias, 2)
-
-
 class LayerNormAct(nn.Module):
-    """act(layer_norm(x) * weight + bias): over whole samples, by the biased variance; weight and bias [C,1,1]."""
+    """relu(layer_norm(x) * weight + bias): over whole samples, by the biased variance; weight and bias [C,1,1]."""
 
-    def __init__(self, channels: int, act: str | float = "relu", eps: float = 1e-5) -> None:
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
         super().__init__()
-        self.act, self.eps = act, eps
+        self.eps = eps
         self.weight, self.bias = nn.Parameter(torch.ones(channels, 1, 1)), nn.Parameter(torch.zeros(channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        # sqrt(var + eps) = sqrt(k) sqrt(var / k + eps / k) with var / k the unbiased variance.
+        # sqrt(var + eps) = sqrt(k) sqrt(var / k + eps / k) with var / k the unbiased variance. The parameters apart:
+        # a graph that outlives an optimiser step (`_shared_graph`) is to meet the new ones.
         count = x[0].numel()
         k = (count - 1) / count
-        weight, bias = self.weight.flatten(), self.bias.flatten()
-        mix = torch.cat([torch.zeros_like(weight), weight / k**0.5, bias]).expand(x.size(0), -1)
-        return modulate_mixed(x, mix, self.act, self.eps / k)
+        zero = x.new_zeros(x.size(1))
+        mix = torch.cat([zero, zero + k**-0.5, zero]).expand(x.size(0), -1)
+        normalised = modulate_mixed(x, mix, eps=self.eps / k)
+        return F.relu(torch.addcmul(self.bias, normalised, self.weight))
 
 
 def pooled(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from i2ifast.nn.conv import Conv2d, ConvTranspose2d
 from i2ifast.nn.instance import instance_norm_act
 from i2ifast.ops import spectral_weight
 
-from ._blocks import LayerNormAct, PooledConv2d, numbered, reflecting
+from ._blocks import LayerNormAct, numbered, reflecting
 
 NZ = 8  # of an attribute vector
 SLOPE = 0.01  # of leaky relus behind convolutions; elsewhere 0.2
@@ -125,7 +125,8 @@ class AttributeBlock(nn.Module):
 
     def __init__(self, fin: int, fout: int) -> None:
         super().__init__()
-        self.conv = numbered({2: reflecting(fin, fin, 3, bias=True), 4: numbered({1: PooledConv2d(fin, fout)})})
+        first, second = reflecting(fin, fin, 3, bias=True), reflecting(fin, fout, 3, bias=True)
+        self.conv = numbered({2: first, 4: numbered({1: second, 2: nn.AvgPool2d(2)})})
         self.shortcut = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(fin, fout, 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -264,7 +265,7 @@ class StyledGenerator(nn.Module):
             for i in range(1, STYLED + 1):
                 self.add_module(f"dec{side}{i}", StyledBlock(width))
             ups = NormedUpConv2d(width, 2 * c), NormedUpConv2d(2 * c, c)
-            self.add_module(f"dec{side}5", nn.Sequential(*ups, nn.ConvTranspose2d(c, fout, 1)))
+            self.add_module(f"dec{side}5", nn.Sequential(*ups, nn.ConvTranspose2d(c, fout, 1), nn.Tanh()))
             first, second, third = nn.Linear(NZ, width), nn.Linear(width, width), nn.Linear(width, STYLED * width)
             self.add_module(f"mlp{side}", nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third))
 
@@ -276,7 +277,7 @@ class StyledGenerator(nn.Module):
         part = self.get_submodule
         for i, style in enumerate(part(f"mlp{side}")(z).chunk(STYLED, 1), 1):
             shared = part(f"dec{side}{i}")(shared, style)
-        return torch.tanh(part(f"dec{side}5")(shared))
+        return part(f"dec{side}5")(shared)
 
 
 def layers_of(config: Sizes, fin: int, count: int, kernel: int) -> list[nn.Module]:

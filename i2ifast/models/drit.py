@@ -125,7 +125,7 @@ class System(_system.System):
             Phase("D_content", ("disContent",), self.content_loss, adam_content),
             Phase("D", ("disA", "disA2", "disB", "disB2"), self.discriminator_loss, adam, when=rarely),
             Phase("EG", GENERATORS, self.encoded_loss, adam, when=rarely),
-            Phase("G_alone", RANDOM, self.random_loss, adam, when=rarely),
+            Phase("G_alone", RANDOM, self.random_loss, adam, when=rarely, shares="EG"),
         ]
 
     @property
@@ -192,7 +192,7 @@ class System(_system.System):
         return batch["made"]
 
     def made(self, real: Images, contents: Images) -> dict[str, Tensor]:
-        """content_A, code_A, z_attr_A, fakes of A, and code_random_A, of one of them; the same of B; z_random, z_random2.
+        """content_A, code_A, z_attr_A, fakes of A, and code_random_A, of one of them; those of B; z_random, z_random2.
 
         Fakes have the originals' names: encoded ones have the attributes of real images, recon is there and back.
         """
@@ -271,16 +271,16 @@ class System(_system.System):
         return terms
 
     def random_loss(self, batch: Batch) -> dict[str, Tensor]:
-        made, terms = self.learnt_by(batch, RANDOM), {}
+        made, z, terms = self.learnt_by(batch, RANDOM), batch["made"]["z_random"], {}
         for side, other in ("AB", "BA"):
-            fake, z = made[f"fake_{side}_random"], made["z_random"]
+            low, dis, fake = side.lower(), f"dis{side}2", made[f"fake_{side}_random"]
+            terms[f"gan2_loss_{low}"] = self.adversarial(dis, fake)
             found = made[f"code_random_{side}"][:, :NZ]
-            terms[f"gan2_loss_{side.lower()}"] = self.adversarial(f"dis{side}2", fake)
-            terms[f"l1_recon_z_loss_{side.lower()}"] = RECONSTRUCTION * F.l1_loss(found, z)
+            terms[f"l1_recon_z_loss_{low}"] = RECONSTRUCTION * F.l1_loss(found, z)
             if self.config.ms:
                 second = made[f"fake_{side}_random2"]
                 apart = F.l1_loss(second, fake) / F.l1_loss(made["z_random2"], z)
-                terms[f"gan2_loss_{side.lower()}2"] = self.adversarial(f"dis{side}2", second)
+                terms[f"gan2_loss_{low}"] = terms[f"gan2_loss_{low}"] + self.adversarial(dis, second)
                 terms[f"lz_{other}{side}"] = 1 / (apart + 1e-5)
         return terms
 

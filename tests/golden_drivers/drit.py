@@ -10,6 +10,7 @@ from golden_unpaired import batch_of, build, series_of, settled
 from torch import nn
 
 from i2ifast import models
+from i2ifast._state import State
 from i2ifast.models import System
 from i2ifast.models.drit import clip
 
@@ -45,7 +46,9 @@ def evaluated(system: System, case: Case) -> Found:
         styles = system.attributes(system.codes({"A": a, "B": b}))  # the original draws for both
         found["transfer_a2b"] = system.in_styles(a, [styles["B"]])[0]
     code = system.codes({"A": a})["A"]
-    found |= {f"attr_a.{i}": part for i, part in enumerate(code.chunk(2, 1))} if system.config.concat else {"attr_a": code}
+    found |= (
+        {f"attr_a.{i}": part for i, part in enumerate(code.chunk(2, 1))} if system.config.concat else {"attr_a": code}
+    )
     found |= {"content_a": content} | {f"d_a.{i}": logits for i, logits in enumerate(nets["disA"](a))}
     return {f"{prefix}{name}": value for name, value in found.items()} | {name: c[0] for name, c in calls.items()}
 
@@ -91,9 +94,7 @@ def run_phases(system: System, case: Case) -> Found:
 def run_training(system: System, case: Case) -> Found:
     """The content discriminator alone, then all, as often as recorded."""
     system.train()
-    optimizers = {}
-    for phase in system.phases:
-        optimizers[phase.name] = phase.optimizer.over(p for n in phase.nets for p in system.nets[n].parameters())
+    optimizers = State(system).optimizers
 
     def step(name: str, batch: models.Batch) -> Found:
         optimizers[name].zero_grad()
