@@ -212,7 +212,12 @@ class ToImages(nn.Sequential):
 
 
 class ConcatGenerator(nn.Module):
-    """Contents and attributes to images of a domain; attributes are maps beside the content."""
+    """Contents and attributes to images of a domain; attributes are maps beside the content.
+
+    An attribute is the same in all pixels. Convolutions with reflection padding keep it so, and instance norms take
+    away what is: the residual blocks add the same to content and attributes, whatever these are. So what they do is
+    done once for all attributes, without them (`begin`); they are added behind.
+    """
 
     def __init__(self, config: Sizes) -> None:
         super().__init__()
@@ -227,13 +232,19 @@ class ConcatGenerator(nn.Module):
             self.add_module(f"dec{side}4", ToImages(own + NZ, fout))
 
     def share(self, content: Tensor) -> Tensor:
-        """What the domains have in common, whatever the attributes."""
+        """What the domains have in common."""
         return self.dec_share(content)
 
-    def forward(self, shared: Tensor, z: Tensor, side: str) -> Tensor:
-        for i in (1, 2, 3):
-            shared = self.get_submodule(f"dec{side}{i}")(beside(shared, z))
-        return self.get_submodule(f"dec{side}4")(shared, z)
+    def begin(self, shared: Tensor, side: str) -> Tensor:
+        """What all images of a domain with a content have in common."""
+        without = shared.new_zeros(len(shared), NZ)
+        return self.get_submodule(f"dec{side}1")(beside(shared, without))
+
+    def forward(self, begun: Tensor, z: Tensor, side: str) -> Tensor:
+        x = begun + F.pad(z, (begun.size(1) - NZ, 0))[:, :, None, None]
+        for i in (2, 3):
+            x = self.get_submodule(f"dec{side}{i}")(beside(x, z))
+        return self.get_submodule(f"dec{side}4")(x, z)
 
 
 class StyledBlock(nn.Module):
@@ -270,14 +281,16 @@ class StyledGenerator(nn.Module):
             self.add_module(f"mlp{side}", nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third))
 
     def share(self, content: Tensor) -> Tensor:
-        """What the domains have in common, whatever the attributes."""
         return content
 
-    def forward(self, shared: Tensor, z: Tensor, side: str) -> Tensor:
+    def begin(self, shared: Tensor, side: str) -> Tensor:
+        return shared
+
+    def forward(self, x: Tensor, z: Tensor, side: str) -> Tensor:
         part = self.get_submodule
         for i, style in enumerate(part(f"mlp{side}")(z).chunk(STYLED, 1), 1):
-            shared = part(f"dec{side}{i}")(shared, style)
-        return part(f"dec{side}5")(shared)
+            x = part(f"dec{side}{i}")(x, style)
+        return part(f"dec{side}5")(x)
 
 
 def layers_of(config: Sizes, fin: int, count: int, kernel: int) -> list[nn.Module]:

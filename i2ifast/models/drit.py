@@ -204,8 +204,9 @@ class System(_system.System):
         shared = dict(zip("AB", gen.share(torch.cat([contents["A"], contents["B"]])).chunk(2), strict=True))
         for side, other in ("AB", "BA"):
             names = [f"{side}_encoded", f"{side}{side}_encoded", f"{side}_random", f"{side}_random2"][: 2 + len(drawn)]
-            content = torch.cat([shared[other], shared[side], *[shared[other]] * len(drawn)])
-            fakes = gen(content, torch.cat([z[side], z[side], *drawn]), side).chunk(len(names))
+            across, itself = gen.begin(torch.cat([shared[other], shared[side]]), side).chunk(2)
+            begun = torch.cat([across, itself, *[across] * len(drawn)])
+            fakes = gen(begun, torch.cat([z[side], z[side], *drawn]), side).chunk(len(names))
             made |= {f"fake_{name}": fake for name, fake in zip(names, fakes, strict=True)}
             made |= {f"code_{side}": codes[side], f"z_attr_{side}": z[side]}
 
@@ -215,7 +216,8 @@ class System(_system.System):
         z = self.attributes({side: encoded for side, (encoded, _) in codes.items()})
         shared = dict(zip("BA", gen.share(torch.cat([again["A"], again["B"]])).chunk(2), strict=True))
         for side in "AB":
-            made |= {f"fake_{side}_recon": gen(shared[side], z[side], side), f"code_random_{side}": codes[side][1]}
+            made[f"fake_{side}_recon"] = gen(gen.begin(shared[side], side), z[side], side)
+            made[f"code_random_{side}"] = codes[side][1]
         return made
 
     def learnt_by(self, batch: Batch, nets: Sequence[str]) -> dict[str, Tensor]:
@@ -298,8 +300,8 @@ class System(_system.System):
         [styles,N,C,H,W]. Interpolated styles give a transition."""
         h, w = images.shape[-2:]
         gen = self.nets["gen"]
-        shared = gen.share(self.contents({"A": pad_to(images, STRIDE)})["A"])
-        return torch.stack([gen(shared, style, "B")[..., :h, :w] for style in styles])
+        begun = gen.begin(gen.share(self.contents({"A": pad_to(images, STRIDE)})["A"]), "B")
+        return torch.stack([gen(begun, style, "B")[..., :h, :w] for style in styles])
 
     @torch.no_grad()
     def translate(self, batch: Batch) -> dict[str, Tensor]:

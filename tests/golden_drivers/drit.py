@@ -35,22 +35,25 @@ def nets_of(name: str, options: dict[str, Any]) -> dict[str, nn.Module]:
 def evaluated(system: System, case: Case) -> Found:
     """Translations of small images in random styles and in that of a reference, and layers on the way."""
     system.eval()
-    nets, prefix = system.nets, "out.eval."
+    nets, gen, prefix = system.nets, system.nets["gen"], "out.eval."
     a, b = (case.inputs(f"in.x_{side}64")[""] for side in "ab")
     modules = {name: system.nets.get_submodule(name.removeprefix(prefix)) for name in layers_of(system, case, prefix)}
     with feeding(system, case, "noise.eval."), recording(modules) as calls:
         content = system.contents({"A": a})["A"]
         found = {"test_a2b": system.translate({"a": a})["fake"]}
         z = system.random_styles(1)
-        found["test_b2a"] = nets["gen"](nets["gen"].share(system.contents({"B": b})["B"]), z, "A")
+        found["test_b2a"] = gen(gen.begin(gen.share(system.contents({"B": b})["B"]), "A"), z, "A")
         styles = system.attributes(system.codes({"A": a, "B": b}))  # the original draws for both
         found["transfer_a2b"] = system.in_styles(a, [styles["B"]])[0]
     code = system.codes({"A": a})["A"]
-    found |= (
-        {f"attr_a.{i}": part for i, part in enumerate(code.chunk(2, 1))} if system.config.concat else {"attr_a": code}
-    )
-    found |= {"content_a": content} | {f"d_a.{i}": logits for i, logits in enumerate(nets["disA"](a))}
-    return {f"{prefix}{name}": value for name, value in found.items()} | {name: c[0] for name, c in calls.items()}
+    parts = code.chunk(2, 1) if system.config.concat else ()
+    found |= {"content_a": content, "attr_a": code} | {f"attr_a.{i}": part for i, part in enumerate(parts)}
+    found |= {f"d_a.{i}": logits for i, logits in enumerate(nets["disA"](a))}
+    layers = {name: outputs[0] for name, outputs in calls.items()}
+    if system.config.concat and f"{prefix}gen.decB1" in layers:  # the original's has the attributes with it
+        z = next(case.noise("noise.eval."))
+        layers[f"{prefix}gen.decB1"][:, -z.size(1) :] += z[:, :, None, None]
+    return {f"{prefix}{name}": value for name, value in found.items()} | layers
 
 
 def layers_of(system: System, case: Case, prefix: str) -> list[str]:
