@@ -283,7 +283,7 @@ class System(_system.System):
 
     @torch.no_grad()
     def translate(self, batch: Batch) -> dict[str, Tensor]:
-        """{"fake": images in domains `reference_domain`}, in the style of `reference` if given, else in a random one."""
+        """{"fake": images in domains `reference_domain`}, in the style of `reference` if given, else a random one."""
         if "reference_domain" not in batch:
             raise ValueError("the batch has no reference_domain: name the domain to translate to")
         images, given = batch["image"], batch.get("reference")

@@ -42,7 +42,8 @@ def batch_of(system: System, case: Case) -> Batch:
 
 def named(system: System, terms: Found) -> Found:
     """Discriminators by the number of their update too; totals."""
-    found = {name: value for name, value in terms.items() if name.startswith("err")}
+    found = {"errCyc": torch.zeros(()), "errDiv": torch.zeros(())}  # where there are none
+    found |= {name: value for name, value in terms.items() if name.startswith("err")}
     dis = {f"D.{name}": value for name, value in terms.items() if name.startswith("dis")}
     second = "dis_rand_prior.2" if system.config.use_same_dis else "dis_rand_enc.1"
     for name, value in dis.items():
@@ -51,7 +52,7 @@ def named(system: System, terms: Found) -> Found:
     rest = [
         value for name, value in found.items() if name.startswith("err") and name not in (*of_decoder, "errContent")
     ]
-    return found | {"errG_total": sum(rest), "errDec_total": sum(found[name] for name in of_decoder if name in found)}
+    return found | {"errG_total": sum(rest), "errDec_total": sum(found[name] for name in of_decoder)}
 
 
 @torch.no_grad()
