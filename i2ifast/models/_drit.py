@@ -191,8 +191,10 @@ class NormedUpConv2d(nn.Module):
 
 
 def beside(x: Tensor, z: Tensor) -> Tensor:
-    """x [N,C,H,W] and z [N,D] in every pixel: [N,C+D,H,W]."""
-    return torch.cat([x, z[:, :, None, None].expand(-1, -1, *x.shape[2:])], 1)
+    """x [N,C,H,W] and z [N,D] in every pixel: [N,C+D,H,W], in the layout of x."""
+    layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    maps = z[:, :, None, None].expand(-1, -1, *x.shape[2:])
+    return torch.cat([x, maps.contiguous(memory_format=layout)], 1)  # which follows no layout that not all have
 
 
 def pixelwise(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
