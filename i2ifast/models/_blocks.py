@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from i2ifast.nn import AdaILN, InstanceNormAct, spectral_norm
 from i2ifast.nn.conv import Conv2d
+from i2ifast.ops import modulate_mixed
 
 from ._originals import load_strictly
 
@@ -142,6 +143,25 @@ class AttentionConv2d(nn.Conv2d):
         halves = self.weight.chunk(2, 1)
         weight = sum(half * scale.view(1, -1, 1, 1) for half, scale in zip(halves, attention, strict=True))
         return F.conv2d(x, weight, self.bias)
+
+
+class LayerNormAct(nn.Module):
+    """relu(layer_norm(x) * weight + bias): over whole samples, by the biased variance; weight and bias [C,1,1]."""
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight, self.bias = nn.Parameter(torch.ones(channels, 1, 1)), nn.Parameter(torch.zeros(channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # sqrt(var + eps) = sqrt(k) sqrt(var / k + eps / k) with var / k the unbiased variance. The parameters apart:
+        # a graph that outlives an optimiser step (`_shared_graph`) is to meet the new ones.
+        count = x[0].numel()
+        k = (count - 1) / count
+        zero = x.new_zeros(x.size(1))
+        mix = torch.cat([zero, zero + k**-0.5, zero]).expand(x.size(0), -1)
+        normalised = modulate_mixed(x, mix, eps=self.eps / k)
+        return F.relu(torch.addcmul(self.bias, normalised, self.weight))
 
 
 def pooled(x: Tensor) -> tuple[Tensor, Tensor]:
