@@ -63,6 +63,29 @@ def test_label_maps_in_every_form(form) -> None:
     assert pipe(label, instance=label).tobytes() == expected.tobytes()
 
 
+PICTURE = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    {
+        "cocosnet": {"label": LABEL[:, :64], "ref": PICTURE, "label_ref": LABEL[:, 64:]},
+        "edgegan": {"sketch": PICTURE[:, :32, :32], "domain": 1},
+        "pix2pix": {"a": PICTURE},
+        "region_norm": {"image": PICTURE, "mask": LABEL[:, :64] == 3},
+        "starganv2": {"image": PICTURE, "reference_domain": 1, "reference": PICTURE.flip(2)},
+    }.items(),
+)
+def test_single_inputs_of_other_kinds(name: str, given: dict) -> None:
+    system = settled(name)
+    pipe = Pipeline(system, CPU)
+    first, *more = given.values()
+    image = pipe(first, **dict(zip(list(given)[1:], more, strict=True)))
+    assert image.mode == "RGB" and pipe.takes[0] == next(iter(given))
+    again = pipe([first], **{key: [value] for key, value in list(given.items())[1:]})
+    assert len(again) == 1 and again[0].size == image.size
+
+
 def test_files_lists_and_sizes(tmp_path: Path) -> None:
     """Inputs of different sizes come back in their order; 255 is unknown."""
     pipe, unknown = spade(), LABEL.copy()

@@ -18,6 +18,7 @@ __all__ = ["SHOWN", "Inputs", "Options", "Settings", "folder"]
 HELD_OUT = 1999  # photographs of CelebA
 
 SHOWN = ("image", "reference", "fake")
+TAKES = ("image", "reference_domain", "reference")
 
 
 @dataclass(frozen=True, kw_only=True)

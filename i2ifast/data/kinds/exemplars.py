@@ -20,6 +20,7 @@ from i2ifast.data.kinds.labels import Classes, Files, read_label, sources_of
 from i2ifast.data.pixels import Geometry, natural, pair, read_map, read_photo
 
 SHOWN = ("label", "ref", "fake", "image")
+TAKES = ("label", "ref", "label_ref")
 
 
 @dataclass(frozen=True, kw_only=True)

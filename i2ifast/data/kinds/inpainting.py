@@ -15,6 +15,7 @@ from i2ifast.data import _items
 from i2ifast.data.pixels import images_below, pair, read_photo, to_tensor
 
 SHOWN = ("masked", "fake", "image")
+TAKES = ("image", "mask")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from i2ifast.data.kinds import domains
 __all__ = ["SHOWN", "Inputs", "Options", "Settings", "folder"]
 
 SHOWN = ("sketch", "fake", "image")
+TAKES = ("sketch", "domain")
 
 
 @dataclass(frozen=True, kw_only=True)
