@@ -88,10 +88,10 @@ class Conv2dBlock(nn.Module):
         *,
         bias: bool = False,
         norm: nn.Module | None = None,
-        upsample: bool = False,
+        kind: type[nn.Conv2d] = Conv2d,
     ) -> None:
         super().__init__()
-        kind, padding = UpsampleConv2d if upsample else Conv2d, (kernel - 1) // 2
+        padding = (kernel - 1) // 2
         self.conv = spectral_norm(kind(fin, fout, kernel, stride, padding, bias=bias, padding_mode="reflect"))
         self.norm = norm
 
@@ -196,7 +196,7 @@ class Upsampling(nn.Module):
         if kind == "transpose":
             self.upsample = TransposedBlock(fin, fout)
         elif kind == "nearest":  # where the original has an upsampling, which is one with the convolution
-            block = Conv2dBlock(fin, fout, norm=LayerNormAct(fout), upsample=True)
+            block = Conv2dBlock(fin, fout, norm=LayerNormAct(fout), kind=UpsampleConv2d)
             self.upsample = nn.Sequential(nn.Identity(), block)
         else:
             block = Conv2dBlock(fin, 4 * fout, norm=LayerNormAct(4 * fout))
@@ -234,8 +234,9 @@ class ConDownResidualBlock(nn.Module):
         super().__init__()
         norm = CONDITIONAL[config.norm_type]
         self.cnorm1, self.cnorm2 = (norm(fin, config.n_attribute, 0.2) for _ in range(2))
-        self.conv1 = Conv2dBlock(fin, fin)
-        self.cmp, self.shortcut = nn.Sequential(Conv2dBlock(fin, fout), nn.AvgPool2d(2)), pooled_pixel(fin, fout)
+        # On small maps of many channels what Winograd's products save goes into transforms of the weights.
+        self.conv1, second = Conv2dBlock(fin, fin, kind=nn.Conv2d), Conv2dBlock(fin, fout, kind=nn.Conv2d)
+        self.cmp, self.shortcut = nn.Sequential(second, nn.AvgPool2d(2)), pooled_pixel(fin, fout)
 
     def forward(self, x: Tensor, attribute: Tensor) -> Tensor:
         y = self.cnorm2(self.conv1(self.cnorm1(x, attribute)), attribute)
