@@ -135,9 +135,10 @@ class System(_system.System):
     """Discriminator with R1 on real images, then generator: 3D objects, a renderer, and a 2D network that refines it.
 
     Backgrounds are white: those of the original are rendered by a rasteriser of its own. Its consistency term warps
-    objects into each other's views; this one does, too, but is not known to have the same weights. No gradient of the consistency term goes to the 3D generator. `translate` makes as many
-    images as there are, or those of `latent`, seen from the camera `view` [N,3,4], with `keep` [N,n_prim] objects,
-    turned by `turn` [N,n_prim] radians about the vertical and moved by `move` [N,n_prim,3].
+    objects into each other's views; so does this one, but it is not known to weigh pixels alike. No gradient of it goes
+    to the 3D generator. `translate` makes as many images as there are, or those of `latent`, seen from the camera
+    `view` [N,3,4], with `keep` [N,n_prim] objects, turned by `turn` [N,n_prim] radians about the vertical and moved by
+    `move` [N,n_prim,3].
     """
 
     Config = Config
