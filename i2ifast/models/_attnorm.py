@@ -1,15 +1,17 @@
-"""Attentive normalisation: the inpainting networks, of which no training was released that runs.
+"""Networks and losses that fill holes by attentive normalisation.
 
 Wang, Chen, Zhang, Jia. Attentive Normalization for Conditional Image Generation. CVPR 2020.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from i2ifast.nn import AttentiveNorm
+from i2ifast.nn import AttentiveNorm, upsample_conv2d
+from i2ifast.nn.conv import convolve
 
 
 class SameConv2d(nn.Conv2d):
@@ -17,6 +19,8 @@ class SameConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         (k, _), (s, _), (d, _) = self.kernel_size, self.stride, self.dilation
+        if s == d == 1:
+            return convolve(x, self.weight, self.bias)
         sides = []
         for size in (x.size(3), x.size(2)):
             total = max(0, (-(-size // s) - 1) * s + d * (k - 1) + 1 - size)
@@ -24,6 +28,13 @@ class SameConv2d(nn.Conv2d):
         if sides[0] == sides[1] and sides[2] == sides[3]:
             return F.conv2d(x, self.weight, self.bias, self.stride, (sides[2], sides[0]), self.dilation)
         return F.conv2d(F.pad(x, sides), self.weight, self.bias, self.stride, 0, self.dilation)
+
+
+class SameUpsampleConv2d(SameConv2d):
+    """The same behind a nearest upsampling x2."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return upsample_conv2d(x, self.weight, self.bias)
 
 
 class Conv(NamedTuple):
@@ -52,13 +63,14 @@ class Convs(nn.Sequential):
         super().__init__()
         for row in rows:
             out = int(row.width * cnum)
-            conv = SameConv2d(channels, out, row.kernel, row.stride, dilation=row.dilation)
+            kind = SameUpsampleConv2d if row.name.endswith("upsample") else SameConv2d
+            conv = kind(channels, out, row.kernel, row.stride, dilation=row.dilation)
             self.add_module(prefix + row.name, conv)
             channels = out
 
     def forward(self, x: Tensor) -> Tensor:
-        for name, conv in self.named_children():
-            x = F.elu(conv(F.interpolate(x, scale_factor=2) if name.endswith("upsample") else x))
+        for conv in self:
+            x = F.elu(conv(x))
         return x
 
 
@@ -103,10 +115,12 @@ class Generator(nn.Module):
 class PatchDiscriminator(nn.Module):
     """Images [N,3,H,W] to scores of patches [N,1,H/32,W/32], and the mask of the patches that holes [N,1,H,W] touch."""
 
+    scope = "discriminator_local/"
+
     def __init__(self, cnum: int = 64) -> None:
         super().__init__()
         widths = [3, cnum, 2 * cnum, 4 * cnum, 8 * cnum, 1]
-        for i, (fin, fout) in enumerate(zip(widths, widths[1:], strict=False), 1):
+        for i, (fin, fout) in enumerate(pairwise(widths), 1):
             self.add_module(f"conv{i}", SameConv2d(fin, fout, 5, 2))
 
     def forward(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,10 +130,71 @@ class PatchDiscriminator(nn.Module):
             mask = F.max_pool2d(mask, 2, ceil_mode=True)
         return images, mask
 
+    def scores(self, images: Tensor, mask: Tensor) -> Tensor:
+        """Mean score [N] of the patches that holes touch."""
+        logits, touched = self(images, mask)
+        return (logits * touched).sum((1, 2, 3)) / touched.sum((1, 2, 3)).clamp(min=1)
+
     @torch.no_grad()
-    def load_tensorflow(self, variables: dict[str, Tensor], scope: str = "discriminator_local/") -> None:
+    def load_tensorflow(self, variables: dict[str, Tensor], scope: str = scope) -> None:
         """Take the variables of the published code."""
         load_convolutions(self, variables, scope)
+
+
+class GlobalDiscriminator(nn.Module):
+    """Images [N,3,H,W] of one size to scores [N]."""
+
+    scope = "discriminator_global/"
+
+    def __init__(self, size: tuple[int, int], cnum: int = 64) -> None:
+        super().__init__()
+        widths = [3, cnum, 2 * cnum, 4 * cnum, 8 * cnum, 4 * cnum, 2 * cnum]
+        self.convs = nn.ModuleDict(
+            {f"conv{i}": SameConv2d(fin, fout, 5, 2) for i, (fin, fout) in enumerate(pairwise(widths), 1)}
+        )
+        h, w = (-(-side // 64) for side in size)
+        self.fc = nn.Linear(widths[-1] * h * w, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        for conv in self.convs.values():
+            images = F.leaky_relu(conv(images), 0.2)
+        return self.fc(images.permute(0, 2, 3, 1).flatten(1))[:, 0]  # rows, columns, channels: as TensorFlow flattens
+
+
+class Confidence(nn.Module):
+    """Weights [N,1,H,W] of pixels, 1 at the border of a hole and less within: confidence that spreads from outside.
+
+    m <- mask * (g * (1 - mask + m)) seven times from 0, g a Gaussian of 64 pixels and deviation 40.
+    Wang, Tao, Qi, Shen, Jia. Image Inpainting via Generative Multi-column Convolutional Neural Networks. NeurIPS 2018.
+    """
+
+    def __init__(self, size: int = 64, deviation: float = 40.0, iterations: int = 7) -> None:
+        super().__init__()
+        self.iterations = iterations
+        line = torch.exp(-0.5 * ((torch.arange(size, dtype=torch.float32) - (size - 1) / 2) / deviation).square())
+        self.register_buffer("line", line / line.sum(), persistent=False)
+
+    @torch.no_grad()
+    def forward(self, mask: Tensor) -> Tensor:
+        before, behind = (len(self.line) - 1) // 2, len(self.line) // 2
+        weights = torch.zeros_like(mask)
+        for _ in range(self.iterations):
+            known = F.pad(1 - mask + weights, (before, behind, before, behind))
+            weights = mask * F.conv2d(F.conv2d(known, self.line.view(1, 1, 1, -1)), self.line.view(1, 1, -1, 1))
+        return weights
+
+
+def id_mrf(x: Tensor, y: Tensor, bandwidth: float = 0.5, eps: float = 1e-5) -> Tensor:
+    """-log of the mean over positions j of y of max over i of s[i, j], [N]: whether x has something like all of y.
+
+    With cosine distances d[i, j] in [0, 1] of positions i of x and j of y, both centred by the mean of y,
+    s[i, j] = w[i, j] / sum over j of w[i, j], w = exp((1 - d / (min over j of d + eps)) / h). x, y [N, C, H, W].
+    """
+    mean = y.mean((0, 2, 3), keepdim=True)
+    x, y = (F.normalize((t - mean).flatten(2), dim=1, eps=1e-6) for t in (x, y))
+    distances = (1 - x.transpose(1, 2) @ y) / 2
+    relative = distances / (distances.amin(2, keepdim=True) + eps)
+    return -torch.softmax((1 - relative) / bandwidth, 2).amax(1).mean(1).log()
 
 
 def convolutions(net: nn.Module) -> dict[str, nn.Conv2d]:
