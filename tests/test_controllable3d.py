@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from golden_drivers import controllable3d as driver
+from golden_recipe import Case
 from test_models import tiny
 from torch import Tensor
 
-from i2ifast import models
+import i2ifast
+from i2ifast import _backend, models
 from i2ifast.models import System
 from i2ifast.models._controllable3d import Faces, camera, placed, projected, seen, splat
 
@@ -120,3 +123,13 @@ def test_files_of_the_original(tmp_path: Path) -> None:
         target.load_original(tmp_path / "less.pt")
     with pytest.raises(ValueError, match="param_transforms 'grow_2': expected rot_<degrees>_1"):
         models.build("controllable3d", "tiny", param_transforms="grow_2")
+
+
+@pytest.mark.parametrize("backend", [name for name in ("reference", "cpu") if not _backend.missing[name]])
+def test_part_of_the_recorded_case(backend: str, tmp_path: Path) -> None:
+    """Poses, renders, layers, composition and all of the discriminator; see the driver for what is missing."""
+    case = Case(Path(__file__).parent / "golden_partly" / "controllable3d" / "a.safetensors")
+    with i2ifast.use_backend(backend):
+        found = driver.found(case, "", backend, tmp_path)
+    compared = {name: case.error(name, value) for name, value in found.items() if name in case.names}
+    assert len(compared) >= 40 and not {name for name, error in compared.items() if error > 1}

@@ -1,5 +1,8 @@
 """Controllable 3D synthesis: scenes of objects that can be moved, turned and left out, from images alone.
 
+The consistency term is the paper's in our words: recorded values of the original's are not reproduced, nor are the
+gradients that it takes part in.
+
 Liao, Schwarz, Mescheder, Geiger. Towards Unsupervised Learning of Generative Models for 3D Controllable Image
 Synthesis. CVPR 2020.
 """

@@ -43,8 +43,10 @@ def build(case: Case) -> System:
     return system
 
 
-def found(case: Case, variant: str, backend: str, folder: Path) -> dict[str, Tensor | None]:
-    """All but the consistency term, whose definition is not recorded, and gradients that have some of it."""
+def found(case: Case, variant: str, backend: str, folder: Path) -> dict[str, Tensor]:
+    """What agrees with the recording. Missing are the consistency term, whose definition is not known, gradients that
+    have some of it, and outputs of layers: no case passes as a whole.
+    """
     system, given = build(case), case.inputs("in.")
     z = given["z"].requires_grad_()
     turned, shifted = given["tf0_R"], given["tf0_t"][:, :, None]
@@ -62,7 +64,7 @@ def found(case: Case, variant: str, backend: str, folder: Path) -> dict[str, Ten
     first, second = sampled.scenes
     layers, n = sampled.layers[0], len(z)
     pose, scale, numbers = system.nets["G"]["generator_3d"](z)
-    values: dict[str, Tensor | None] = {
+    values: dict[str, Tensor] = {
         "R": pose[:, :, :3].contiguous(), "t": pose[:, :, 3].contiguous(), "scale": scale, "feature": numbers,
         "prim_RT": first.view, "tf0_prim_RT": second.view, "prim_area": first.area,
         "prim_center_depth": first.view[:, 2, 3] / 4,
@@ -86,4 +88,4 @@ def found(case: Case, variant: str, backend: str, folder: Path) -> dict[str, Ten
     for name, net in (("G3D", "generator_3d"), ("G2D", "generator_2d")):
         buffers = system.nets["G"][net].named_buffers()
         values |= {f"post.train.{name}.{key}": buffer for key, buffer in buffers}
-    return dict.fromkeys(case.names) | gradients | values
+    return gradients | values
