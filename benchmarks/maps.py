@@ -35,7 +35,8 @@ def _item(kind: str, config: Any, size: tuple[int, int], index: int, real: tuple
         return {"label": label, "instance": instance}
     if kind == "real":
         shape = {"crop_size": size[1], "aspect_ratio": size[1] / size[0]}
-        classes = {"label_nc": config.label_nc, "contain_dontcare_label": config.contain_dontcare_label}
+        unknown = getattr(config, "contain_dontcare_label", False)
+        classes = {"label_nc": config.label_nc, "contain_dontcare_label": unknown}
         dataset = LabelDataset(find(*real), Settings(**classes, **shape))
         item = dataset[index % len(dataset)]
         return {"label": item["label"], "instance": item["instance"]}
