@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from toy import assert_same
 
 from i2ifast.models import System
+from i2ifast.models._cyclegan import Dropout
 from i2ifast.models._munit import Config as AutoEncoderConfig
-from i2ifast.models.gcgan import GEOMETRIES, Dropout
+from i2ifast.models.gcgan import GEOMETRIES
 
 
 def scrambled(name: str, **options) -> System:
@@ -150,11 +151,11 @@ def test_gcgan_drops_in_training_only(generator: str) -> None:
     system = tiny("gcgan", which_model_netG=generator, fineSize=side)
     assert sum(isinstance(module, Dropout) for module in system.nets["netG_AB"].modules()) in (2, 6)
     batch, net = batch_of(system), system.nets["netG_AB"]
-    one, two = (net.train()(batch["a"], system.rand) for _ in range(2))
+    one, two = (net.train()(batch["a"]) for _ in range(2))
     assert not one.equal(two)
     one, two = (system.eval().translate(batch)["fake"] for _ in range(2))
     assert one.equal(two)
-    dropped = Dropout().train()(torch.ones(4), lambda shape, like: torch.tensor([0.1, 0.5, 0.49, 0.9]))
+    dropped = Dropout(lambda shape, like: torch.tensor([0.1, 0.5, 0.49, 0.9])).train()(torch.ones(4))
     assert dropped.tolist() == [2, 0, 2, 0]
 
 

@@ -28,6 +28,8 @@ NetD = Literal["basic", "n_layers", "pixel"]
 Init = Literal["normal", "xavier", "kaiming", "orthogonal"]
 Policy = Literal["linear", "step", "cosine"]
 
+BLOCKS = {"resnet_6blocks": 6, "resnet_9blocks": 9}
+DOWNS = {"unet_128": 7, "unet_256": 8}
 GAN_MODES = {"lsgan": GAN_LOSSES["ls"], "vanilla": GAN_LOSSES["original"], "wgangp": GAN_LOSSES["w"]}
 
 
@@ -106,12 +108,7 @@ class SharedConfig:
         return max(0.0, 1 - max(0, epoch + 1 - self.n_epochs) / (self.n_epochs_decay + 1))
 
     def generator(self, input_nc: int, output_nc: int, rand: Rand) -> nn.Module:
-        drawn = rand if self.dropout else None
-        if self.netG.startswith("resnet"):
-            blocks = {"resnet_9blocks": 9, "resnet_6blocks": 6}[self.netG]
-            return ResnetGenerator(input_nc, output_nc, self.ngf, blocks, self.norm, drawn)
-        downs = {"unet_256": 8, "unet_128": 7}[self.netG]
-        return UnetGenerator(input_nc, output_nc, self.ngf, downs, self.norm, drawn)
+        return generator(self.netG, input_nc, output_nc, self.ngf, self.norm, rand if self.dropout else None)
 
     def discriminator(self, input_nc: int) -> nn.Module:
         if self.netD == "pixel":
@@ -302,6 +299,13 @@ class UnetGenerator(nn.Module):
         for layer in others:
             x = layer(x)
         return x
+
+
+def generator(name: NetG, input_nc: int, output_nc: int, ngf: int, norm: Norm, rand: Rand | None = None) -> nn.Module:
+    """The generator that the originals call so; with `rand` it has dropout."""
+    if name in BLOCKS:
+        return ResnetGenerator(input_nc, output_nc, ngf, BLOCKS[name], norm, rand)
+    return UnetGenerator(input_nc, output_nc, ngf, DOWNS[name], norm, rand)
 
 
 class NLayerDiscriminator(nn.Module):

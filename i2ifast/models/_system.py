@@ -169,6 +169,10 @@ class System(nn.Module):
         """Uniform in [0, 1), on the device and in the dtype of `like`."""
         return torch.rand(tuple(shape), device=like.device, dtype=like.dtype)
 
+    def later_rand(self) -> Callable[..., Tensor]:
+        """`rand`, looked up whenever it is called: for networks, whose copies then draw from this system too."""
+        return lambda shape, like: self.rand(shape, like)
+
     def randint(self, high: int, shape: Sequence[int], like: Tensor) -> Tensor:
         """Integers in [0, high), on the device of `like`."""
         return torch.randint(high, tuple(shape), device=like.device)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from . import _system
 from ._blocks import pad_to
 from ._cyclegan import (
+    DOWNS,
     GAN_MODES,
     Dropout,
     Init,
@@ -37,7 +38,6 @@ Norm = Literal["instance", "batch"]
 NetD = Literal["basic_256_multi", "basic_128_multi"]
 NetE = Literal["resnet_256", "resnet_128", "conv_256", "conv_128"]
 
-DOWNS = {"unet_256": 8, "unet_128": 7}
 D_LAYERS = {"basic_256_multi": 3, "basic_128_multi": 2}
 E_LAYERS = {"resnet_256": 5, "resnet_128": 4, "conv_256": 5, "conv_128": 4}  # each to half the size
 ACTIVATIONS = {"relu": "relu", "lrelu": 0.2}
@@ -272,10 +272,7 @@ class System(_system.System):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-
-        def rand(shape: torch.Size, like: Tensor) -> Tensor:
-            return self.rand(shape, like)
-
+        rand = self.later_rand()
         make = CodedGenerator if config.where_add == "all" else InputCodedGenerator
         self.nets["G"] = make(config, rand if config.use_dropout else None)
         # Discriminator and weight of fakes with the code of an image, and of those with a random one.

@@ -60,10 +60,7 @@ class System(_system.System):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-
-        def rand(shape: torch.Size, like: Tensor) -> Tensor:
-            return self.rand(shape, like)
-
+        rand = self.later_rand()
         self.nets["G_A"] = config.generator(config.input_nc, config.output_nc, rand)
         self.nets["G_B"] = config.generator(config.output_nc, config.input_nc, rand)
         self.nets["D_A"], self.nets["D_B"] = map(config.discriminator, (config.output_nc, config.input_nc))

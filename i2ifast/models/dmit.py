@@ -111,10 +111,7 @@ class System(_system.System):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-
-        def rand(shape: torch.Size, like: Tensor) -> Tensor:
-            return self.rand(shape, like)
-
+        rand = self.later_rand()
         self.nets["dec"] = _dmit.Decoder(config, rand)
         self.nets["enc_style"], self.nets["enc_content"] = _dmit.StyleEncoder(config), _dmit.ContentEncoder(config)
         width = config.nef << config.n_ds_blocks

@@ -6,7 +6,6 @@ Unsupervised Domain Mapping. CVPR 2019.
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,18 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from i2ifast.nn import InstanceNormAct
-
 from . import _system
-from ._blocks import numbered, pad_to, reflecting, reset
+from ._blocks import pad_to, reset
+from ._cyclegan import BLOCKS, DOWNS, NLayerDiscriminator, generator
 from ._losses import cross_entropy, least_squares
 from ._originals import load_nets
 from ._pool import ImagePool
 from ._system import Adam, Batch, Phase
 
-Rand = Callable[..., Tensor]  # (shape, like) -> uniform numbers
-BLOCKS = {"resnet_6blocks": 6, "resnet_9blocks": 9}
-LEVELS = {"unet_128": 7, "unet_256": 8}
 # A map of images and its inverse: 90 degrees clockwise and back, or upside down.
 GEOMETRIES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "rot": (lambda x: x.rot90(-1, (2, 3)), lambda x: x.rot90(1, (2, 3))),
@@ -60,7 +55,7 @@ class Config:
     niter_decay: int = 100  # and of a line towards zero
 
     def __post_init__(self) -> None:
-        known = {"model": ("gc_gan_share", "gc_gan_cross"), "geometry": GEOMETRIES, "which_model_netG": BLOCKS | LEVELS}
+        known = {"model": ("gc_gan_share", "gc_gan_cross"), "geometry": GEOMETRIES, "which_model_netG": BLOCKS | DOWNS}
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(values)}")
@@ -72,7 +67,7 @@ class Config:
     @property
     def stride(self) -> int:
         """Image sizes that the generator takes are multiples of it."""
-        return 4 if self.which_model_netG in BLOCKS else 1 << LEVELS[self.which_model_netG]
+        return 4 if self.which_model_netG in BLOCKS else 1 << DOWNS[self.which_model_netG]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -100,114 +95,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 # fmt: on
 
 
-class Dropout(nn.Module):
-    """x with half of its elements, drawn by `rand`, set to zero and the others doubled, in training."""
-
-    def forward(self, x: Tensor, rand: Rand) -> Tensor:
-        return torch.where(rand(x.shape, x) < 0.5, 2 * x, 0) if self.training else x
-
-
-class ResnetBlock(nn.Module):
-    """x + norm(conv(dropout(relu(norm(conv(x)))))) with reflection padding."""
-
-    def __init__(self, channels: int, dropout: bool) -> None:
-        super().__init__()
-        first, second = (reflecting(channels, channels, 3, bias=True) for _ in range(2))
-        layers = {1: first, 2: InstanceNormAct(channels), 5: second, 6: InstanceNormAct(channels, "none")}
-        if dropout:
-            layers = {1: first, 2: layers[2], 4: Dropout(), 6: second, 7: layers[6]}
-        self.conv_block = numbered(layers)
-
-    def forward(self, x: Tensor, rand: Rand) -> Tensor:
-        return x + run(self.conv_block, x, rand)
-
-
-class ResnetGenerator(nn.Module):
-    """Images [N,C,H,W] to images in [-1, 1]; H and W are multiples of 4."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        n, count = config.ngf, BLOCKS[config.which_model_netG]
-        layers: dict[int, nn.Module] = {1: reflecting(config.input_nc, n, 7, bias=True), 2: InstanceNormAct(n)}
-        for at, fin in ((4, n), (7, 2 * n)):
-            layers |= {at: nn.Conv2d(fin, 2 * fin, 3, 2, 1), at + 1: InstanceNormAct(2 * fin)}
-        layers |= {10 + i: ResnetBlock(4 * n, config.dropout) for i in range(count)}
-        for at, fin in ((10 + count, 4 * n), (13 + count, 2 * n)):
-            up = nn.ConvTranspose2d(fin, fin // 2, 3, 2, 1, output_padding=1)
-            layers |= {at: up, at + 1: InstanceNormAct(fin // 2)}
-        self.model = numbered(
-            {**layers, 17 + count: reflecting(n, config.output_nc, 7, bias=True), 18 + count: nn.Tanh()}
-        )
-
-    def forward(self, images: Tensor, rand: Rand) -> Tensor:
-        return run(self.model, images, rand)
-
-
-class UnetBlock(nn.Module):
-    """A level of a U-net: half the size, the levels below, the size again, and x itself beside that.
-
-    The activation on the way down works in place in the original, which the one on the way up makes up for.
-    """
-
-    def __init__(self, outer: int, inner: int, below: nn.Module | None, dropout: bool = False) -> None:
-        super().__init__()
-        down, wide = nn.Conv2d(outer, inner, 4, 2, 1), inner * (1 if below is None else 2)
-        up = nn.ConvTranspose2d(wide, outer, 4, 2, 1)
-        layers: dict[int, nn.Module] = {0: nn.LeakyReLU(0.2), 1: down}
-        if below is None:
-            layers |= {2: nn.ReLU(), 3: up, 4: InstanceNormAct(outer, "none")}
-        else:
-            layers |= {2: InstanceNormAct(inner, "none"), 3: below, 4: nn.ReLU(), 5: up}
-            layers |= {6: InstanceNormAct(outer, "none")} | ({7: Dropout()} if dropout else {})
-        self.model = numbered(layers)
-
-    def forward(self, x: Tensor, rand: Rand) -> Tensor:
-        return torch.cat([x, run(self.model, x, rand)], 1)
-
-
-class UnetGenerator(nn.Module):
-    """Images [N,C,H,W] to images in [-1, 1]; H and W are multiples of 128 or 256."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        n, levels = config.ngf, LEVELS[config.which_model_netG]
-        block = UnetBlock(8 * n, 8 * n, None)
-        for _ in range(levels - 5):
-            block = UnetBlock(8 * n, 8 * n, block, config.dropout)
-        for outer in (4 * n, 2 * n, n):
-            block = UnetBlock(outer, 2 * outer, block)
-        down = nn.Conv2d(config.input_nc, n, 4, 2, 1)
-        up = nn.ConvTranspose2d(2 * n, config.output_nc, 4, 2, 1)
-        self.model = nn.Module()
-        self.model.model = numbered({0: down, 1: block, 2: nn.ReLU(), 3: up, 4: nn.Tanh()})
-
-    def forward(self, images: Tensor, rand: Rand) -> Tensor:
-        return run(self.model.model, images, rand)
-
-
-def run(layers: nn.Sequential, x: Tensor, rand: Rand) -> Tensor:
-    """The layers one after the other; those that draw are given `rand`."""
-    for layer in layers:
-        x = layer(x, rand) if isinstance(layer, Dropout | ResnetBlock | UnetBlock) else layer(x)
-    return x
-
-
-class PatchDiscriminator(nn.Module):
-    """Images to logits of overlapping patches."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        widths = [config.output_nc, *(config.ndf << min(i, 3) for i in range(config.n_layers_D + 1))]
-        layers: dict[int, nn.Module] = {0: nn.Conv2d(widths[0], widths[1], 4, 2, 1), 1: nn.LeakyReLU(0.2)}
-        for i, (fin, fout) in enumerate(pairwise(widths[1:])):
-            stride = 1 if i == config.n_layers_D - 1 else 2
-            layers |= {3 * i + 2: nn.Conv2d(fin, fout, 4, stride, 1), 3 * i + 3: InstanceNormAct(fout, 0.2)}
-        self.model = numbered({**layers, 3 * config.n_layers_D + 2: nn.Conv2d(widths[-1], 1, 4, 1, 1)})
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model(images)
-
-
 class System(_system.System):
     """A generator, or one for images as they are and one for turned ones, and a discriminator of each of these.
 
@@ -223,11 +110,12 @@ class System(_system.System):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        Generator = ResnetGenerator if config.which_model_netG in BLOCKS else UnetGenerator
-        self.nets["netG_AB"] = Generator(config)
-        if config.model == "gc_gan_cross":
-            self.nets["netG_gc_AB"] = Generator(config)
-        self.nets["netD_B"], self.nets["netD_gc_B"] = PatchDiscriminator(config), PatchDiscriminator(config)
+        rand = self.later_rand() if config.dropout else None
+        for name in ("netG_AB", "netG_gc_AB") if config.model == "gc_gan_cross" else ("netG_AB",):
+            channels = config.input_nc, config.output_nc
+            self.nets[name] = generator(config.which_model_netG, *channels, config.ngf, "instance", rand)
+        for name in ("netD_B", "netD_gc_B"):
+            self.nets[name] = NLayerDiscriminator(config.output_nc, config.ndf, config.n_layers_D, "instance")
         self.pool, self.gc_pool = ImagePool(config.pool_size), ImagePool(config.pool_size)
         self.gan = least_squares if config.lsgan else cross_entropy
         self.turn, self.turn_back = GEOMETRIES[config.geometry]
@@ -256,8 +144,8 @@ class System(_system.System):
     def generate(self, images: Tensor, turned: Tensor) -> tuple[Tensor, Tensor]:
         """Images [N,C,H,W] and turned ones in domain B; a generator that they share runs once."""
         if "netG_gc_AB" in self.nets:
-            return self.nets["netG_AB"](images, self.rand), self.nets["netG_gc_AB"](turned, self.rand)
-        return self.nets["netG_AB"](torch.cat([images, turned]), self.rand).chunk(2)
+            return self.nets["netG_AB"](images), self.nets["netG_gc_AB"](turned)
+        return self.nets["netG_AB"](torch.cat([images, turned])).chunk(2)
 
     def generator_loss(self, batch: Batch) -> dict[str, Tensor]:
         config, n = self.config, len(batch["a"])
@@ -292,7 +180,7 @@ class System(_system.System):
     def translate(self, batch: Batch) -> dict[str, Tensor]:
         """{"fake": `a` [N,C,H,W] in domain b}."""
         h, w = batch["a"].shape[-2:]
-        fake = self.nets["netG_AB"](pad_to(batch["a"], self.config.stride), self.rand)
+        fake = self.nets["netG_AB"](pad_to(batch["a"], self.config.stride))
         return {"fake": fake[..., :h, :w]}
 
     def load_original(self, path: str | Path, epoch: str = "latest") -> None:

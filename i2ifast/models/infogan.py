@@ -140,10 +140,7 @@ class System(_system.System):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-
-        def rand(shape: torch.Size, like: Tensor) -> Tensor:
-            return self.rand(shape, like)
-
+        rand = self.later_rand()
         self.nets["G"], self.nets["D"] = Generator(config), Discriminator(config, rand)
         adam = Adam(config.lr, (config.b1, config.b2))
         self.phases = [

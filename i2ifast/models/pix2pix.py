@@ -53,10 +53,7 @@ class System(_system.System):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-
-        def rand(shape: torch.Size, like: Tensor) -> Tensor:
-            return self.rand(shape, like)
-
+        rand = self.later_rand()
         self.nets["G"] = config.generator(config.input_nc, config.output_nc, rand)
         self.nets["D"] = config.discriminator(config.input_nc + config.output_nc)
         self.gan = GAN_MODES[config.gan_mode]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from i2ifast import models
 from i2ifast.models import Batch
-from i2ifast.models.gcgan import Dropout
+from i2ifast.models._cyclegan import Dropout
 
 VARIANTS = ("",)
 
@@ -53,7 +53,7 @@ def traced(system: models.System, batch: Batch) -> Found:
     """A through the generator and B through the discriminator, layer by layer."""
     layers = {f"{net}.model.{i}" for net in ("netG_AB", "netD_B") for i in range(32)}
     with first_outputs(system, "", layers) as outputs:
-        system.nets["netG_AB"](batch["a"], system.rand)
+        system.nets["netG_AB"](batch["a"])
         logits = system.nets["netD_B"](batch["b"])
     found = {name.replace(".model", ""): value for name, value in outputs.items()}
     judged = logits if system.config.lsgan else logits.sigmoid()
