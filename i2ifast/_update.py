@@ -25,11 +25,12 @@ class Updater:
         """
         optimizer, scaler = self.state.optimizers[phase.name], self.state.scalers[phase.name]
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if self.clip_grad is not None:
+        limit = min((each for each in (self.clip_grad, phase.clip) if each is not None), default=None)
+        if limit is not None:
             scaler.unscale_(optimizer)
         norm = get_total_norm([p.grad for p in parameters])
-        if self.clip_grad is not None:
-            clip_grads_with_norm_(parameters, self.clip_grad, norm)
+        if limit is not None:
+            clip_grads_with_norm_(parameters, limit, norm)
         if self.state.scaled:
             scaler.step(optimizer)
             scaler.update()

@@ -3,7 +3,7 @@
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,7 +15,7 @@ from i2ifast.nn import AdaILN, InstanceNormAct, spectral_norm
 from i2ifast.nn.conv import Conv2d
 from i2ifast.ops import modulate_mixed
 
-from ._originals import load_strictly
+from ._originals import load_strictly, named
 
 STRIDE = 4  # pixels of an image to one of the map that Modulation takes
 
@@ -51,7 +51,7 @@ class ModulationConfig:
     @classmethod
     def from_original(cls, options: dict[str, Any]) -> Self:
         """From the original's option names and values."""
-        return cls(**{field.name: options[field.name] for field in fields(cls) if field.name in options})
+        return cls(**named(cls, options))
 
 
 def pad_to(x: Tensor, stride: int) -> Tensor:

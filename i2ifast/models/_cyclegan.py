@@ -6,7 +6,7 @@ Names of options and numbers of layers are the originals'. `rand(shape, like)` d
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, Self, get_args
 
@@ -20,6 +20,7 @@ from i2ifast.nn.instance import instance_norm_act
 
 from ._blocks import numbered, reflecting
 from ._losses import GAN_LOSSES
+from ._originals import named
 
 Rand = Callable[..., Tensor]
 Norm = Literal["instance", "batch", "none"]
@@ -93,7 +94,7 @@ class SharedConfig:
     @classmethod
     def from_original(cls, options: dict[str, Any]) -> Self:
         """From the original's option names and values."""
-        values = {field.name: options[field.name] for field in fields(cls) if field.name in options}
+        values = named(cls, options)
         return cls(**values, dropout=not options["no_dropout"])
 
     def decay(self, epoch: int) -> float:

@@ -1,7 +1,7 @@
 """What FUNIT and its relatives share: a discriminator of many classes, losses, training and translation."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,7 +14,7 @@ from i2ifast.nn import spectral_norm
 from . import _system
 from ._blocks import pad_to, reflecting
 from ._losses import hinge
-from ._originals import load_strictly
+from ._originals import load_strictly, named
 from ._system import Adam, Batch, Phase, RMSprop
 
 SLOPE = 0.2
@@ -63,7 +63,7 @@ class Config:
         flat = options | {f"{part}_{key}": value for part in ("gen", "dis") for key, value in options[part].items()}
         if flat.get("init", "kaiming") != "kaiming":
             raise ValueError(f"init {flat['init']!r}: only 'kaiming' is supported")
-        return cls(**{field.name: flat[field.name] for field in fields(cls) if field.name in flat})
+        return cls(**named(cls, flat))
 
 
 class ActFirstResBlock(nn.Module):

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -19,7 +19,7 @@ from i2ifast.ops import instance_statistics, modulate_style
 from . import _system
 from ._blocks import numbered
 from ._losses import VGG16, cross_entropy, least_squares
-from ._originals import load_strictly
+from ._originals import load_strictly, named
 from ._system import Adam, Batch, Phase
 
 IMAGE = 4  # most channels that an image has
@@ -82,7 +82,7 @@ class Config:
         for name, value in {"dis_norm": "none", "dis_activ": "lrelu", "init": "kaiming", "lr_policy": "step"}.items():
             if flat.get(name, value) != value:
                 raise ValueError(f"{name} {flat[name]!r}: only {value!r} is supported")
-        return cls(**{field.name: flat[field.name] for field in fields(cls) if field.name in flat})
+        return cls(**named(cls, flat))
 
 
 class AdaptiveInstanceNorm(nn.Module):

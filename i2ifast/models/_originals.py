@@ -1,7 +1,9 @@
 """Checkpoint files of original repositories."""
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,3 +54,8 @@ def load_strictly(net: nn.Module, state: dict[str, Tensor], file: Path) -> None:
         more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
         raise ValueError(f"{file} does not fit this {type(net).__name__}: {'; '.join(wrong[:8])}{more}")
     net.load_state_dict(state)
+
+
+def named(config: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of an original's options that a config has fields for."""
+    return {field.name: options[field.name] for field in fields(config) if field.name in options}

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from i2ifast.nn import minibatch_std, upsample_conv2d
 from i2ifast.nn.conv import convolve
 from i2ifast.nn.modulated_conv import normalise_second_moment
+
+from ._originals import named
 
 GROUP = 4  # samples that standard deviations are taken over
 
@@ -66,7 +68,7 @@ class Config:
         """From the option names and values of either."""
         if "fmap_base" in options:
             options = options | official_widths(options)
-        return cls(**{field.name: options[field.name] for field in fields(cls) if field.name in options})
+        return cls(**named(cls, options))
 
 
 def official_widths(options: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The networks of Semantic Pyramid, and the pyramid of features."""
 
 import logging
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from i2ifast.nn.vgg import imagenet, positions_of, read_state
 from i2ifast.ops import modulate_style
 
 from ._blocks import numbered
-from ._originals import load_strictly
+from ._originals import load_strictly, named
 
 SPATIAL = 5  # levels that are maps: those behind the poolings; then come fc7 and fc8
 
@@ -66,7 +66,7 @@ class Config:
     @classmethod
     def from_original(cls, options: dict[str, Any]) -> "Config":
         """From the port's option names and values."""
-        values = {field.name: options[field.name] for field in fields(cls) if field.name in options}
+        values = named(cls, options)
         return cls(**values | {"activation": "relu" if options["activation"] == "relu" else "leaky relu"})
 
 

@@ -78,6 +78,7 @@ class Phase:
     when: Callable[[int], bool] = lambda step: True  # whether it runs in an iteration, counted from 0; see `every`
     epochs: Callable[[int], bool] = lambda epoch: True  # whether it runs in an epoch, counted from 1
     rates: dict[str, float] = field(default_factory=dict)  # learning rates of networks that have their own
+    clip: float | None = None  # largest norm of its gradients; larger ones are scaled down to it
     after: Callable[[], None] | None = None  # called after each of its steps, to put parameters back into their range
     shares: str = ""  # name of the phase before it whose optimizer, with its rates and state, it steps with
 

@@ -7,7 +7,7 @@ import logging
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from i2ifast.nn.vgg import read_state
 
 from . import _system
 from ._blocks import numbered, reset
-from ._originals import load_strictly
+from ._originals import load_strictly, named
 from ._system import Adam, Batch, Phase
 
 STRIDE = 8  # pixels of an image to one of its deepest features
@@ -51,7 +51,7 @@ class Config:
     def from_original(cls, options: dict[str, Any]) -> "Config":
         """From the original's option names and values; `channel_divisor` is what divides all widths."""
         options = options | {"channels": 64 // options.get("channel_divisor", 1)}
-        return cls(**{field.name: options[field.name] for field in fields(cls) if field.name in options})
+        return cls(**named(cls, options))
 
 
 # fmt: off

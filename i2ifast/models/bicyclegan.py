@@ -4,7 +4,7 @@ Zhu, Zhang, Pathak, Darrell, Efros, Wang, Shechtman. Toward Multimodal Image-to-
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -31,7 +31,7 @@ from ._cyclegan import (
     upsampled,
 )
 from ._losses import kl_divergence
-from ._originals import load_nets
+from ._originals import load_nets, named
 from ._system import Adam, Batch, Phase
 
 Norm = Literal["instance", "batch"]
@@ -117,7 +117,7 @@ class Config:
         for name, value in cls.ONLY.items():
             if options.get(name, value) != value:
                 raise ValueError(f"{name} {options[name]!r}: only {value!r} is supported")
-        return cls(**{field.name: options[field.name] for field in fields(cls) if field.name in options})
+        return cls(**named(cls, options))
 
 
 # fmt: off

@@ -6,7 +6,7 @@ Saito, Saenko, Liu. COCO-FUNIT: Few-Shot Unsupervised Image Translation with a C
 ECCV 2020.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -21,7 +21,7 @@ from i2ifast.nn.instance import instance_norm_act
 from ._blocks import reflecting
 from ._funit import FewShot, GPPatchMcResDis
 from ._munit import activated
-from ._originals import load_strictly
+from ._originals import load_strictly, named
 from ._system import Adam
 
 
@@ -65,7 +65,7 @@ class Config:
     def from_original(cls, options: dict[str, Any]) -> Self:
         """From the sections `gen` and `dis` of the original's configuration file."""
         flat = {f"{part}_{key}": value for part in ("gen", "dis") for key, value in options.get(part, {}).items()}
-        return cls(**{field.name: flat[field.name] for field in fields(cls) if field.name in flat})
+        return cls(**named(cls, flat))
 
 
 # fmt: off

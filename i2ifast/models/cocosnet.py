@@ -4,7 +4,7 @@ Zhang, Zhang, Chen, Yuan, Wen. Cross-domain Correspondence Learning for Exemplar
 """
 
 import logging
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from i2ifast.nn.vgg import VGG, caffe
 from . import _system
 from ._blocks import pad_to
 from ._cocosnet import Correspondence, normed
-from ._originals import load_nets
+from ._originals import load_nets, named
 from ._system import Adam, Batch, Phase, every
 
 STRIDE = 32  # between the images and the first layer of the generator
@@ -118,7 +118,7 @@ class Config:
         for name, value in only.items():
             if options.get(name, value) != value:
                 raise ValueError(f"{name} {options[name]!r}: only {value!r} is supported")
-        values = {field.name: options[field.name] for field in fields(cls) if field.name in options}
+        values = named(cls, options)
         values |= {"ttur": not options["no_TTUR"], "glasses": options.get("dataset_mode") == "celebahq"}
         values |= {"glasses": True} if options.get("glasses") else {}
         values |= {"lambda_feat": 0.0} if options["no_ganFeat_loss"] else {}

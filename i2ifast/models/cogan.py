@@ -6,7 +6,7 @@ Images are those of digits, 28 x 28.
 Liu, Tuzel. Coupled Generative Adversarial Networks. NeurIPS 2016.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from i2ifast.nn import BatchNormAct
 
 from . import _system
+from ._originals import named
 from ._system import Adam, Batch, Phase
 
 SIZE = 28
@@ -46,7 +47,7 @@ class Config:
     @classmethod
     def from_original(cls, options: dict[str, Any]) -> "Config":
         """From the original's option names and values."""
-        return cls(**{field.name: options[field.name] for field in fields(cls) if field.name in options})
+        return cls(**named(cls, options))
 
 
 # fmt: off

@@ -5,7 +5,7 @@ losses are those of its usual small port: cross entropies where the paper matche
 classifier.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from i2ifast.nn import BatchNormAct
 from . import _system
 from ._blocks import numbered, reset, with_channels
 from ._losses import cross_entropy, kl_divergence
-from ._originals import load_strictly
+from ._originals import load_strictly, named
 from ._system import Adam, Batch, Phase
 
 SIZE = 28
@@ -46,7 +46,7 @@ class Config:
         """From the original's option names and values."""
         divisor = options.get("width_divisor", 1)
         widths = {"encoder_width": 16 // divisor, "judge_width": 32 // divisor, "judge_features": 1024 // divisor}
-        return cls(**widths | {field.name: options[field.name] for field in fields(cls) if field.name in options})
+        return cls(**widths | named(cls, options))
 
 
 # fmt: off

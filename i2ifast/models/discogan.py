@@ -4,7 +4,7 @@ Kim, Cha, Kim, Lee, Kim. Learning to Discover Cross-Domain Relations with Genera
 """
 
 import pickle
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +19,7 @@ from i2ifast.nn import BatchNormAct
 from . import _system
 from ._blocks import pad_to, reset
 from ._losses import cross_entropy
-from ._originals import load_strictly
+from ._originals import load_strictly, named
 from ._system import Adam, Batch, Phase, every
 
 LEVELS = 4  # halvings of the image
@@ -63,7 +63,7 @@ class Config:
         """From the original's option names and values; ValueError for another arrangement of networks."""
         if options.get("model_arch", "discogan") != "discogan":
             raise ValueError(f"model_arch {options['model_arch']!r}: only 'discogan' is supported")
-        return cls(**{field.name: options[field.name] for field in fields(cls) if field.name in options})
+        return cls(**named(cls, options))
 
 
 # fmt: off

@@ -5,7 +5,7 @@ Yu, Chen, Li, Liu, Li. Multi-mapping Image-to-Image Translation via Learning Dis
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from . import _dmit, _system
 from ._blocks import pad_to
 from ._cyclegan import check_choice
 from ._losses import hinge, kl_divergence, least_squares
-from ._originals import load_file, load_strictly
+from ._originals import load_file, load_strictly, named
 from ._shared_graph import recording, through
 from ._system import Adam, Batch, Phase
 
@@ -81,7 +81,7 @@ class Config:
         for name, value in {"rec_mode": "l1", "init_type": "normal"}.items():
             if options.get(name, value) != value:
                 raise ValueError(f"{name} {options[name]!r}: only {value!r} is supported")
-        values = {field.name: options[field.name] for field in fields(cls) if field.name in options}
+        values = named(cls, options)
         return cls(**{"crop_size": options.get("resolution", cls.crop_size)} | values)
 
 

@@ -4,9 +4,9 @@ Lee, Tseng, Huang, Singh, Yang. Diverse Image-to-Image Translation via Disentang
 Lee et al. DRIT++: Diverse Image-to-Image Translation via Disentangled Representations. IJCV 2020.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from . import _drit, _system
 from ._blocks import pad_to
 from ._drit import NZ
 from ._losses import cross_entropy, kl_divergence
-from ._originals import load_strictly
+from ._originals import load_strictly, named
 from ._shared_graph import recording, through
 from ._system import Adam, Batch, Phase, every
 
@@ -66,7 +66,7 @@ class Config:
         """From the original's option names and values; dis_norm is left out, for it has no effect there."""
         if options.get("lr_policy", "lambda") != "lambda":
             raise ValueError(f"lr_policy {options['lr_policy']!r}: only 'lambda' is supported")
-        values = {field.name: options[field.name] for field in fields(cls) if field.name in options}
+        values = named(cls, options)
         return cls(**values | {"concat": bool(options.get("concat", 1)), "ms": not options.get("no_ms", False)})
 
 
@@ -78,20 +78,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tiny":           dict(concat=True, base_channels=4, dis_scale=2),
 }
 # fmt: on
-
-
-@dataclass(frozen=True)
-class ClippedAdam(Adam):
-    """Adam of gradients that are scaled down to a norm of CLIP first."""
-
-    def over(self, parameters: Iterable[Any]) -> torch.optim.Optimizer:
-        optimizer = super().over(parameters)
-        optimizer.register_step_pre_hook(lambda *args: clip(p for g in optimizer.param_groups for p in g["params"]))
-        return optimizer
-
-
-def clip(parameters: Iterable[nn.Parameter]) -> None:
-    nn.utils.clip_grad_norm_(parameters, CLIP)
 
 
 class System(_system.System):
@@ -119,10 +105,10 @@ class System(_system.System):
         self.nets["enc_a"] = (_drit.VariationalEncoder if config.concat else _drit.AttributeEncoder)(config)
         self.nets["gen"] = (_drit.ConcatGenerator if config.concat else _drit.StyledGenerator)(config)
         options = {"betas": (0.5, 0.999), "weight_decay": 1e-4}
-        adam, adam_content = Adam(config.lr, **options), ClippedAdam(config.lr_dcontent, **options)
+        adam, adam_content = Adam(config.lr, **options), Adam(config.lr_dcontent, **options)
         rarely = every(config.d_iter, config.d_iter - 1)
         self.phases = [
-            Phase("D_content", ("disContent",), self.content_loss, adam_content),
+            Phase("D_content", ("disContent",), self.content_loss, adam_content, clip=CLIP),
             Phase("D", ("disA", "disA2", "disB", "disB2"), self.discriminator_loss, adam, when=rarely),
             Phase("EG", GENERATORS, self.encoded_loss, adam, when=rarely),
             Phase("G_alone", RANDOM, self.random_loss, adam, when=rarely, shares="EG"),

@@ -6,7 +6,7 @@ This is the paper's first stage, learned from edge maps of photographs in place 
 the sketch of a background to a scene, is the system pix2pix.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +20,7 @@ from i2ifast.nn.losses import gradient_penalty, wasserstein
 
 from . import _system
 from ._edgegan import STRIDE, Classifier, Discriminator, Encoder, Generator, resize
-from ._originals import load_strictly
+from ._originals import load_strictly, named
 from ._system import Batch, Phase, RMSprop
 
 JUDGED = {"D": "joint", "D_patch2": "image", "D_patch3": "edge"}  # discriminator -> what it sees
@@ -65,7 +65,7 @@ class Config:
         for name, value in cls.ONLY.items():
             if options.get(name, value) != value:
                 raise ValueError(f"{name} {options[name]!r}: only {value!r} is supported")
-        return cls(**{field.name: options[field.name] for field in fields(cls) if field.name in options})
+        return cls(**named(cls, options))
 
 
 # fmt: off

@@ -5,7 +5,7 @@ Unsupervised Domain Mapping. CVPR 2019.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from . import _system
 from ._blocks import pad_to, reset
 from ._cyclegan import BLOCKS, DOWNS, NLayerDiscriminator, generator
 from ._losses import cross_entropy, least_squares
-from ._originals import load_nets
+from ._originals import load_nets, named
 from ._pool import ImagePool
 from ._system import Adam, Batch, Phase
 
@@ -81,7 +81,7 @@ class Config:
             if options.get(name, value) != value:
                 raise ValueError(f"{name} {options[name]!r}: only {value!r} is supported")
         positive = {name: not options[f"no_{name}"] for name in ("dropout", "lsgan") if f"no_{name}" in options}
-        return cls(**positive, **{field.name: options[field.name] for field in fields(cls) if field.name in options})
+        return cls(**positive, **named(cls, options))
 
 
 # fmt: off

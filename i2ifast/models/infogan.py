@@ -6,7 +6,7 @@ Maximizing Generative Adversarial Nets. NeurIPS 2016.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from i2ifast.nn import BatchNormAct, UpsampleConv2d
 from . import _system
 from ._blocks import numbered, reset, with_channels
 from ._losses import least_squares
+from ._originals import named
 from ._system import Adam, Batch, Phase
 
 EPS = 0.8  # of all batch norms but the first: the original means it to be their momentum
@@ -54,7 +55,7 @@ class Config:
         """From the original's option names and values."""
         divisor = options.get("width_divisor", 1)
         found = {"ngf": 128 // divisor, "ndf": 16 // divisor}
-        return cls(**found | {field.name: options[field.name] for field in fields(cls) if field.name in options})
+        return cls(**found | named(cls, options))
 
 
 # fmt: off

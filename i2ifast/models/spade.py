@@ -4,7 +4,7 @@ Park, Liu, Wang, Zhu. Semantic Image Synthesis with Spatially-Adaptive Normaliza
 """
 
 import logging
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -19,7 +19,7 @@ from i2ifast.nn import InstanceNormAct, SPADEResnetBlock, label_conv2d, spectral
 from . import _system
 from ._blocks import pad_to
 from ._losses import GAN_LOSSES, VGG19, feature_matching, kl_divergence, perceptual
-from ._originals import load_nets
+from ._originals import load_nets, named
 from ._system import Adam, Batch, Phase, every
 
 Semantics = Tensor | labels.LabelPlan
@@ -109,7 +109,7 @@ class Config:
         for name, value in only.items():
             if options.get(name, value) != value:
                 raise ValueError(f"{name} {options[name]!r}: only {value!r} is supported")
-        values = {field.name: options[field.name] for field in fields(cls) if field.name in options}
+        values = named(cls, options)
         values |= {"instance": not options["no_instance"], "ttur": not options["no_TTUR"]}
         values |= {"lambda_feat": 0.0} if options["no_ganFeat_loss"] else {}
         values |= {"lambda_vgg": 0.0} if options["no_vgg_loss"] else {}

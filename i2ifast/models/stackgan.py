@@ -5,7 +5,7 @@ Zhang, Xu, Li, Zhang, Wang, Huang, Metaxas. StackGAN: Text to Photo-realistic Im
 Adversarial Networks. ICCV 2017.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from i2ifast.nn.conv import Conv2d
 
 from ._blocks import reset
 from ._losses import cross_entropy
-from ._originals import load_strictly
+from ._originals import load_strictly, named
 from ._stackgan import CANet, TextSystem, VectorNormAct, conditions, convolved, down16, halved, kl_term, tiled
 from ._system import Adam, Batch, Phase
 
@@ -53,7 +53,7 @@ class Config:
     def from_original(cls, options: dict[str, Any]) -> "Config":
         """From the original's option names and values."""
         options = {name.lower(): value for name, value in options.items()}
-        return cls(**{field.name: options[field.name] for field in fields(cls) if field.name in options})
+        return cls(**named(cls, options))
 
 
 # fmt: off

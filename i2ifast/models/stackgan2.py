@@ -4,7 +4,7 @@ Zhang, Xu, Li, Zhang, Wang, Huang, Metaxas. StackGAN++: Realistic Image Synthesi
 Networks. TPAMI 2018.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from i2ifast.nn import BatchNormAct, UpsampleConv2d
 
 from ._losses import cross_entropy
-from ._originals import load_strictly
+from ._originals import load_strictly, named
 from ._stackgan import CANet, TextSystem, VectorNormAct, conditions, convolved, down16, halved, kl_term, tiled
 from ._system import Adam, Batch, Phase
 
@@ -65,7 +65,7 @@ class Config:
         """From the original's option names and values."""
         options = {name.lower(): value for name, value in options.items()}
         rates = dict.fromkeys(("generator_lr", "discriminator_lr"), options["lr"]) if "lr" in options else {}
-        return cls(**rates | {field.name: options[field.name] for field in fields(cls) if field.name in options})
+        return cls(**rates | named(cls, options))
 
 
 # fmt: off

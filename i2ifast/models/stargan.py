@@ -4,7 +4,7 @@ Choi, Choi, Kim, Ha, Kim, Choo. StarGAN: Unified Generative Adversarial Networks
 Translation. CVPR 2018.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from i2ifast.nn.losses import gradient_penalty, wasserstein
 
 from . import _system
 from ._blocks import numbered, pad_to, reset
-from ._originals import load_strictly
+from ._originals import load_strictly, named
 from ._system import Adam, Batch, Phase, every
 
 STRIDE = 4  # pixels of an image to one of the generator's smallest map
@@ -63,7 +63,7 @@ class Config:
     @classmethod
     def from_original(cls, options: dict[str, Any]) -> "Config":
         """From the original's option names and values."""
-        return cls(**{field.name: options[field.name] for field in fields(cls) if field.name in options})
+        return cls(**named(cls, options))
 
 
 # fmt: off

@@ -4,7 +4,7 @@ Choi, Uh, Yoo, Ha. StarGAN v2: Diverse Image Synthesis for Multiple Domains. CVP
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from i2ifast.nn.losses import cross_entropy, r1_penalty
 
 from . import _system
 from ._blocks import pad_to
-from ._originals import load_strictly
+from ._originals import load_strictly, named
 from ._starganv2 import Discriminator, Generator, MappingNetwork, StyleEncoder
 from ._system import Adam, Batch, Phase
 
@@ -78,7 +78,7 @@ class Config:
     @classmethod
     def from_original(cls, options: dict[str, Any]) -> "Config":
         """From the original's option names and values."""
-        return cls(**{field.name: options[field.name] for field in fields(cls) if field.name in options})
+        return cls(**named(cls, options))
 
 
 # fmt: off

@@ -10,9 +10,11 @@ from golden_unpaired import batch_of, build, series_of, settled
 from torch import nn
 
 from i2ifast import models
+from i2ifast._nonfinite import Place, Watch
 from i2ifast._state import State
+from i2ifast._update import Updater
 from i2ifast.models import System
-from i2ifast.models.drit import clip
+from i2ifast.models.drit import CLIP
 
 VARIANTS = ("",)
 OTHERS = {
@@ -84,7 +86,7 @@ def run_phases(system: System, case: Case) -> Found:
             for images in batch["a"], batch["b"]:
                 images.grad = None
             terms |= backward(system, phase.name, batch)
-            clip(system.nets["disContent"].parameters())
+            nn.utils.clip_grad_norm_(system.nets["disContent"].parameters(), CLIP)
             own = f"{phase.name}." if phase.name in ("EG", "G_alone") else ""
             found |= gradients(system, f"grad.train.{own}", phase.nets)
             found |= {f"grad.train.{own}in.x_{side}": batch[side].grad for side in "ab"}
@@ -97,12 +99,13 @@ def run_phases(system: System, case: Case) -> Found:
 def run_training(system: System, case: Case) -> Found:
     """The content discriminator alone, then all, as often as recorded."""
     system.train()
-    optimizers = State(system).optimizers
+    state = State(system)
+    updater, phases = Updater(state, None, Watch(torch.device("cpu"))), {phase.name: phase for phase in system.phases}
 
     def step(name: str, batch: models.Batch) -> Found:
-        optimizers[name].zero_grad()
+        state.optimizers[name].zero_grad()
         terms = backward(system, name, batch)
-        optimizers[name].step()
+        updater.step(Place(1, 1, 0), phases[name])
         return terms
 
     steps = []
