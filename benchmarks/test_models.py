@@ -206,12 +206,7 @@ def system_trainer(config: spade.Config, states: list[dict[str, Tensor]], device
         net.load_state_dict(state)
     system.to(device, memory_format=torch.channels_last).train()
     optimizers = {
-        phase.name: torch.optim.Adam(
-            [p for net in phase.nets for p in system.nets[net].parameters()],
-            phase.optimizer.lr,
-            phase.optimizer.betas,
-            fused=True,
-        )
+        phase.name: phase.optimizer.over([p for net in phase.nets for p in system.nets[net].parameters()])
         for phase in system.phases
     }
 

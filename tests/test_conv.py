@@ -87,14 +87,17 @@ def test_the_gradient_reaches_all_that_padding_repeats(padding: str, layout: tor
     torch.testing.assert_close(gradient(conv3x3(ours, weight, None, padding), ours), gradient(expected, plain))
 
 
-def test_adam_in_memory_order_is_adam() -> None:
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+def test_adam_in_memory_order_is_adam(beta: float) -> None:
     shapes = [(6, 4, 3, 3), (6, 4, 1, 1), (6, 1, 3, 3), (5, 3), (7,)]
     g = torch.Generator().manual_seed(0)
     ours = [torch.randn(shape, generator=g) for shape in shapes]
     ours = [t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for t in ours]
     plain = [nn.Parameter(t.clone()) for t in ours]
     ours = [nn.Parameter(t) for t in ours]
-    adams = Adam(1e-2, (0.5, 0.9), weight_decay=0.1).over(ours), torch.optim.Adam(plain, 1e-2, (0.5, 0.9), 1e-8, 0.1)
+    betas = beta, 0.9
+    settings = Adam(1e-2, betas, weight_decay=0.1)
+    adams = settings.over(ours), torch.optim.Adam(plain, 1e-2, betas, 1e-8, 0.1)
     for _ in range(3):
         for a, b in zip(ours, plain, strict=True):
             b.grad = torch.randn(b.shape, generator=g)
@@ -103,5 +106,8 @@ def test_adam_in_memory_order_is_adam() -> None:
             adam.step()
     for a, b in zip(ours, plain, strict=True):
         torch.testing.assert_close(a, b)
-        torch.testing.assert_close(adams[0].state[a]["exp_avg_sq"], adams[1].state[b]["exp_avg_sq"])
-        assert adams[0].state[a]["exp_avg"].stride() == a.stride()
+        found, expected = adams[0].state[a], adams[1].state[b]
+        assert set(found) == set(settings.state) == set(expected) - (set() if beta else {"exp_avg"})
+        for key in settings.state[1:]:
+            torch.testing.assert_close(found[key], expected[key])
+            assert found[key].stride() == a.stride()

@@ -11,20 +11,31 @@ from torch import Tensor, nn
 Batch = dict[str, Any]
 
 
-class _AdamInMemoryOrder(torch.optim.Adam):
-    """torch.optim.Adam that reads and writes channels_last tensors as they lie in memory.
+class _Adam(torch.optim.Adam):
+    """torch.optim.Adam, bit for bit, with less memory and traffic.
 
-    On a CPU the fused one copies those twice, which takes five times as long as the step itself.
+    It reads and writes channels_last tensors as they lie in memory: on a CPU the fused one copies those twice, which
+    takes five times as long as the step itself. Where betas[0] is 0 the average of gradients is the gradient, and is
+    not kept.
     """
 
     def _init_group(self, group: dict[str, Any], *lists: list[Tensor]) -> bool:
+        forgetting = [p for p in group["params"] if p.grad is not None] if group["betas"][0] == 0 else []
+        for p in forgetting:
+            if not self.state[p]:
+                self.state[p] = {"step": torch.zeros((), device=p.device), "exp_avg_sq": torch.zeros_like(p)}
+            self.state[p]["exp_avg"] = p.grad
         found = super()._init_group(group, *lists)
-        params, gradients, *averages = lists[:4]
+        for p in forgetting:
+            del self.state[p]["exp_avg"]
+        params, gradients, averages, squares = lists[:4]
         for i, p in enumerate(params):
             if p.dim() == 4 and not p.is_contiguous() and p.is_contiguous(memory_format=torch.channels_last):
-                for tensors in (params, gradients, *averages):
+                for tensors in (params, gradients, averages, squares):
                     tensors[i] = tensors[i].detach().permute(0, 2, 3, 1)
                 gradients[i] = gradients[i].contiguous()  # which may lie in another order
+        if forgetting:
+            averages[:] = gradients
         return found
 
 
@@ -33,16 +44,20 @@ class Adam:
     """Settings of torch.optim.Adam for one phase."""
 
     kind: ClassVar[type[torch.optim.Optimizer]] = torch.optim.Adam
-    state: ClassVar[tuple[str, ...]] = ("step", "exp_avg", "exp_avg_sq")  # what it remembers of a parameter
 
     lr: float
     betas: tuple[float, float]
     eps: float = 1e-8
     weight_decay: float = 0.0
 
+    @property
+    def state(self) -> tuple[str, ...]:
+        """What it remembers of a parameter."""
+        return ("step", "exp_avg", "exp_avg_sq") if self.betas[0] else ("step", "exp_avg_sq")
+
     def over(self, parameters: Iterable[Any]) -> torch.optim.Optimizer:
         """The optimizer of `parameters`, or groups of them."""
-        return _AdamInMemoryOrder(parameters, **vars(self), fused=True)
+        return _Adam(parameters, **vars(self), fused=True)
 
 
 @dataclass(frozen=True)

@@ -29,27 +29,27 @@ class SpectralNorm(TorchSpectralNorm):
 
     def remove(self, module: nn.Module) -> None:
         super().remove(module)
-        self._stop_detaching(module)
+        self._stop_letting_go(module)
 
-    def detach(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        """Forward hook: keep the weight without its graph, which could neither be copied nor pickled."""
-        setattr(module, self.name, getattr(module, self.name).detach())
+    def let_go(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        """Forward hook: what backward needs of the normalised weight it keeps itself, until then."""
+        setattr(module, self.name, getattr(module, f"{self.name}_orig").detach())
 
-    def _stop_detaching(self, module: nn.Module) -> None:
+    def _stop_letting_go(self, module: nn.Module) -> None:
         hooks = module._forward_hooks
-        for key in [k for k, hook in hooks.items() if hook == self.detach]:
+        for key in [k for k, hook in hooks.items() if hook == self.let_go]:
             del hooks[key]
 
 
 def adopt(module: nn.Module, hook: TorchSpectralNorm) -> None:
     """Let `hook`, a hook of torch's spectral_norm on `module`, run on `ops.spectral_weight`."""
     hook.__class__ = SpectralNorm
-    module.register_forward_hook(hook.detach)
+    module.register_forward_hook(hook.let_go)
 
 
 def release(module: nn.Module, hook: SpectralNorm) -> None:
     """Undo `adopt`."""
-    hook._stop_detaching(module)
+    hook._stop_letting_go(module)
     hook.__class__ = TorchSpectralNorm
 
 
@@ -59,8 +59,8 @@ def spectral_norm(module: M, name: str = "weight", n_power_iterations: int = 1, 
     The parameter `name` becomes `name`_orig, with buffers `name`_u and `name`_v. In training every forward makes
     `n_power_iterations` and updates the buffers. In evaluation sigma comes from the stored ones, always anew: writes to
     `.data` leave no trace that would tell a kept weight is stale. Autocast does not lower the precision of any of it.
-    Until the first forward the attribute `name` shares its storage with the parameter: initialisation may write to it.
-    After a forward it holds the values of that forward without their graph: the module can be copied and pickled.
+    Outside of a forward the attribute `name` shares its storage with the parameter: initialisation may write to it, the
+    module can be copied and pickled, and no second copy of the weight lasts from step to step.
     `torch.nn.utils.remove_spectral_norm` undoes it.
     """
     torch.nn.utils.spectral_norm(module, name, n_power_iterations, eps)
