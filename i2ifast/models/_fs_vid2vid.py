@@ -14,7 +14,8 @@ from i2ifast.nn import BatchNormAct, UpsampleConv2d, resample2d, spectral_norm
 from i2ifast.nn.conv import Conv2d
 from i2ifast.nn.instance import instance_norm_act
 from i2ifast.nn.label_conv import resized
-from i2ifast.nn.spade import Layer, ResnetBlock, modulated, modulated_twice, upsampled
+from i2ifast.nn.spade import Layer, ResnetBlock, Table, modulated, modulated_twice, upsampled
+from i2ifast.ops import modulate
 
 from ._blocks import numbered
 
@@ -59,48 +60,62 @@ def encoder_layer(norm: str, fin: int, fout: int, stride: int = 1) -> nn.Sequent
 
 
 def each_its_own(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A 1x1 convolution of x [N, C, H, W] with a weight [N, O, C], and a bias [N, O], of every sample's own."""
+    """A 1x1 convolution of x [N, C, H, W] with a weight [N, O, C], and a bias [N, O], of every sample's own: rows
+    [N, H * W, O]."""
     rows = x.movedim(1, -1).flatten(1, 2)  # a view, however x lies in memory
-    y = rows @ weight.mT if bias is None else torch.baddbmm(bias[:, None], rows, weight.mT)
-    return y.unflatten(1, x.shape[2:]).movedim(-1, 1)
+    return rows @ weight.mT if bias is None else torch.baddbmm(bias[:, None], rows, weight.mT)
+
+
+def as_map(rows: Tensor, like: Tensor) -> Tensor:
+    """Rows [N, H * W, C] as [N, C, H, W]."""
+    return rows.unflatten(1, like.shape[2:]).movedim(-1, 1)
+
+
+def spread(rows: Tensor, small: Tensor, size: tuple[int, int]) -> Table | Tensor:
+    """Rows of (gamma, beta) of the pixels of a small map, resized by nearest: as a table where that enlarges them."""
+    (n, (h, w)), (height, width) = (len(small), small.shape[2:]), size
+    if (h, w) == (height, width) or height % h or width % w:
+        return resized(as_map(rows, small), size)
+    pixels = torch.arange(n * h * w, dtype=torch.int32, device=rows.device).view(n, h, 1, w, 1)
+    patches = pixels.expand(n, h, height // h, w, width // w).reshape(n, height, width)
+    return Table(rows.flatten(0, 1), patches, None)
 
 
 class SPADE(nn.Module):
-    """norm(x) * (1 + gamma) + beta with (gamma, beta) a 1x1 convolution of a map, for each of several maps in turn.
+    """norm(x) * (1 + gamma) + beta with (gamma, beta) a 1x1 convolution of a map, then the same of more maps.
 
     The weights of the first map are generated where `generated`. `hidden`: channels of the maps.
     """
 
     def __init__(self, norm: str, hidden: Sequence[int], generated: bool, channels: int) -> None:
         super().__init__()
-        batch = "batch" in norm
-        self.synchronise, self.first = "sync" in norm, 1 if generated else 0
+        batch, self.synchronise = "batch" in norm, "sync" in norm
         self.norm = nn.BatchNorm2d(channels, affine=False) if batch else nn.InstanceNorm2d(channels, EPS)
-        for i, fin in list(enumerate(hidden))[self.first :]:
+        for i, fin in list(enumerate(hidden))[1 if generated else 0 :]:
             for kind in ("gamma", "beta"):
                 self.add_module(f"mlp_{kind}{i + 1 if i else ''}", nn.Conv2d(fin, channels, 1))
 
-    def gamma_beta(self, maps: Sequence[Tensor | None], size: tuple[int, int], weight: Tensor | None) -> Tensor:
-        """[N, 2C, *size] that do what those of all maps do one after the other. A map may be None, for what is not
-        there. 1x1 convolutions of small maps are resized: the same as the other way round, but less work."""
-        total: Tensor | None = None
-        for i, x in enumerate(maps):
-            if x is None:
-                continue
-            if i < self.first:
-                by = each_its_own(x, weight)
-            else:
-                convs = [self.get_submodule(f"mlp_{kind}{i + 1 if i else ''}") for kind in ("gamma", "beta")]
-                by = F.conv2d(x, torch.cat([c.weight for c in convs]), torch.cat([c.bias for c in convs]))
-            by = resized(by, size)
-            if total is not None:
-                (gamma, beta), (more, shift) = total.chunk(2, 1), by.chunk(2, 1)
-                by = torch.cat([gamma + more + gamma * more, torch.addcmul(beta + shift, beta, more)], 1)
-            total = by
-        return total
+    def own(self, x: Tensor, size: tuple[int, int], suffix: str = "") -> Tensor:
+        """(gamma, beta) of a map by weights that the layer has."""
+        gamma, beta = (self.get_submodule(f"mlp_{kind}{suffix}") for kind in ("gamma", "beta"))
+        weight, bias = torch.cat([gamma.weight, beta.weight]), torch.cat([gamma.bias, beta.bias])
+        return resized(F.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1), size)
 
     def layer(self, weight: Tensor | None) -> Layer:
-        return Layer(self.norm, partial(self.gamma_beta, weight=weight), self.synchronise)
+        """Norm and first modulation, with the weight generated for it, if there is one. What is 1x1 is done before the
+        map is resized, on fewer pixels."""
+
+        def generated(x: Tensor, size: tuple[int, int]) -> Table | Tensor:
+            return spread(each_its_own(x, weight), x, size)
+
+        return Layer(self.norm, self.own if weight is None else generated, self.synchronise)
+
+    def more(self, x: Tensor, maps: Sequence[Tensor | None], act: str | float) -> Tensor:
+        """act(the modulations of the second map, the third, ...), of what the first has made; a map may be None."""
+        given = [(i, each) for i, each in enumerate(maps, 2) if each is not None]
+        for i, each in given:
+            x = modulate(x, self.own(each, x.shape[2:], str(i)), act=act if i == given[-1][0] else "none")
+        return x
 
 
 class SPADEBlock(ResnetBlock):
@@ -116,14 +131,18 @@ class SPADEBlock(ResnetBlock):
         self, x: Tensor, maps: Sequence[Tensor | None], weights: Sequence[Tensor | None], upsample: bool
     ) -> Tensor:
         """x, first upsampled x2 by nearest with `upsample`; weights: those generated for bn_0, bn_1 and bn_s."""
+        label, *others = maps
+        act = SLOPE if all(each is None for each in others) else "none"  # else it is behind the others
         first, second = self.bn_0.layer(weights[0]), self.bn_1.layer(weights[1])
         if self.learned_shortcut:
-            h, shortcut = modulated_twice(x, maps, first, self.bn_s.layer(weights[2]), SLOPE, upsample)
-            shortcut = self.conv_s(shortcut)
+            h, shortcut = modulated_twice(x, label, first, self.bn_s.layer(weights[2]), act, upsample)
+            shortcut = self.conv_s(self.bn_s.more(shortcut, others, "none"))
         else:
-            h = modulated(x, maps, first, SLOPE, upsample)
+            h = modulated(x, label, first, act, upsample)
             shortcut = upsampled(x) if upsample else x
-        return shortcut + self.conv_1(modulated(self.conv_0(h), maps, second, SLOPE, False))
+        h = self.conv_0(self.bn_0.more(h, others, SLOPE))
+        h = self.bn_1.more(modulated(h, label, second, act, False), others, SLOPE)
+        return shortcut + self.conv_1(h)
 
 
 class LabelEmbedder(nn.Module):
@@ -153,7 +172,7 @@ class LabelEmbedder(nn.Module):
         for i in reversed(range(self.steps)):
             x = torch.cat([up[-1], down[i + 1]], 1) if self.unet and i < self.steps - 1 else up[-1]
             if i < self.generated:
-                up.append(F.leaky_relu(each_its_own(x, *weights[i]), SLOPE))
+                up.append(F.leaky_relu(as_map(each_its_own(x, *weights[i]), x), SLOPE))
             else:
                 up.append(self.get_submodule(f"up_{i}")(x))
         return up[::-1]
@@ -293,7 +312,7 @@ class Generator(nn.Module):
         return torch.softmax(keys @ of["query"], 1)
 
     def refer(self, label_refs: Tensor, img_refs: Tensor, label: Tensor) -> Reference:
-        """label_refs, img_refs [N, K, C, H, W]. The label map [N, C, H, W] is looked at with several references only."""
+        """label_refs, img_refs [N, K, C, H, W]. Of several, the label map [N, C, H, W] decides."""
         n, k = label_refs.shape[:2]
         image, layout = img_refs.flatten(0, 1), label_refs.flatten(0, 1)
         image, layout = self._run("ref_img_first", image), self._run("ref_label_first", layout)
