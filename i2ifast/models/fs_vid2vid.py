@@ -3,6 +3,7 @@
 Wang, Liu, Tao, Liu, Kautz, Catanzaro. Few-shot Video-to-Video Synthesis. NeurIPS 2019.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -66,6 +67,7 @@ class Config:
     niter: int = 100  # epochs before the learning rate decays
     niter_decay: int = 100  # epochs of linear decay to zero
     fineSize: int = 256  # width of frames
+    aspect_ratio: float = 1.0  # width / height
 
     # What the original calls by these names exists here in this one form.
     ONLY: ClassVar[dict[str, Any]] = {
@@ -81,11 +83,19 @@ class Config:
                 raise ValueError(f"{name} {getattr(self, name)}: must be from 1 to {most}")
         if self.n_shot < 1:
             raise ValueError(f"n_shot {self.n_shot}: expected at least 1 reference")
+        if any(side % self.stride or not side for side in self.size):
+            size = f"{self.size[1]}x{self.size[0]} (fineSize {self.fineSize}, aspect_ratio {self.aspect_ratio})"
+            raise ValueError(f"frames of {size} pixels: both sides must be multiples of {self.stride}")
 
     @property
     def semantic_nc(self) -> int:
         """Channels of the label map as the networks see it."""
         return self.label_nc or self.input_nc
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of training frames."""
+        return round(self.fineSize / self.aspect_ratio), self.fineSize
 
     @property
     def stride(self) -> int:
@@ -125,8 +135,9 @@ class System(_system.System):
 
     A batch has `label` [N, T, 1, H, W] integers, of classes (label_nc 0: grey values, or input_nc channels of floats),
     `image` [N, T, 3, H, W], and K references of the same sequences, `label_refs` [N, K, 1, H, W], `image_refs`
-    [N, K, 3, H, W]. With `temporal`, each frame but the first is made of the one before too; then, for training, `flow`
-    [N, T - 1, 2, H, W] is to the frame before, in pixels, trusted as far as `confidence` [N, T - 1, 1, H, W].
+    [N, K, 3, H, W]. For training there are known flows in pixels with confidences of one channel: `flow_refs`
+    [N, T, K, 2, H, W] and `confidence_refs`, to the references; `flow` [N, T - 1, 2, H, W] and `confidence`, of each
+    frame but the first to the one before, of which it is made too with `temporal`.
 
     The generator's adversarial term is the hinge of real images, which is zero where the discriminator is sure: as in
     the original.
@@ -158,10 +169,10 @@ class System(_system.System):
 
     @property
     def data_settings(self) -> dict[str, Any]:
-        """Frames of the width fineSize, not cropped."""
+        """Frames resized to one size, not cropped. Of drawings, grey values are read as labels."""
         config = self.config
         return {"instance": False, "label_nc": config.label_nc or 256, "crop_size": config.fineSize,
-                "load_size": config.fineSize, "preprocess_mode": "scale_width"}  # fmt: skip
+                "preprocess_mode": "fixed"}  # fmt: skip
 
     def init_weights(self) -> None:
         """Convolutions and linear layers Xavier normal with gain 0.02, scales of norms N(1, 0.02); biases zero."""
@@ -211,53 +222,58 @@ class System(_system.System):
 
     def judge(self, batch: Batch, t: int, fake: Tensor) -> Features:
         """Outputs for frame t as generated and as it is, from one pass over both: the generated ones come first."""
-        frame = batch["made"][t]
-        each = torch.arange(len(fake), device=fake.device)
-        given = [batch[name][each, frame.index] for name in ("semantic_refs", "image_refs")]
-        given.append(batch["semantics"][:, t])
-        pairs = (torch.cat([*given, image], 1) for image in (fake, batch["image"][:, t]))
-        return self.nets["D"](torch.cat(list(pairs)))
+        index = batch["made"][t].index
+        each = torch.arange(len(index), device=index.device)
+        shown = [batch[name][each, index] for name in ("semantic_refs", "image_refs")]
+        shown.append(batch["semantics"][:, t])
+        return self.nets["D"](torch.cat([torch.cat([*shown, image], 1) for image in (fake, batch["image"][:, t])]))
 
     @staticmethod
     def adversarial(outputs: Features, real: bool, generated: bool) -> Tensor:
         """Hinge of the logits of the half of the batch that is generated or of the other, averaged over scales."""
         return torch.stack([hinge(scale[-1].chunk(2)[0 if generated else 1], real) for scale in outputs]).mean()
 
+    def judged(self, frame: Generated) -> list[Tensor]:
+        """The images of a frame that the discriminator sees."""
+        return [frame.image] + ([frame.raw] if self.config.add_raw_output_loss and frame.raw is not None else [])
+
     def generator_loss(self, batch: Batch, frames: int | None = None) -> dict[str, Tensor]:
-        """Terms of the first `frames`, averaged over them."""
-        config = self.config
+        """Terms of the first `frames`, or of all, averaged over them."""
+        config, found = self.config, defaultdict[str, list[Tensor]](list)
         made = batch["made"] = self.generate(batch, frames)
-        found: dict[str, list[Tensor]] = {}
         for t, frame in enumerate(made):
             target = batch["image"][:, t]
-            for image in (frame.image, frame.raw if config.add_raw_output_loss else None):
-                if image is None:
-                    continue
+            for image in self.judged(frame):
                 outputs = self.judge(batch, t, image)
-                found.setdefault("G_GAN", []).append(self.adversarial(outputs, real=True, generated=True))
+                found["G_GAN"].append(self.adversarial(outputs, real=True, generated=True))
                 if config.lambda_feat:
-                    found.setdefault("G_GAN_Feat", []).append(config.lambda_feat * feature_matching(outputs))
+                    found["G_GAN_Feat"].append(config.lambda_feat * feature_matching(outputs))
                 if "VGG" in self.fixed:
-                    vgg = config.lambda_vgg * perceptual(self.fixed["VGG"], image, target)
-                    found.setdefault("G_VGG", []).append(vgg)
-            for warped in frame.warped:
+                    found["G_VGG"].append(config.lambda_vgg * perceptual(self.fixed["VGG"], image, target))
+            for warped, flow in zip(frame.warped, self.flows(batch, t), strict=True):
                 if warped is not None:
-                    found.setdefault("F_Warp", []).append(config.lambda_flow * F.l1_loss(warped.image, target))
-                    found.setdefault("F_Mask", []).append(config.lambda_mask * mask_loss(warped, target))
-            if frame.warped[1] is not None:
-                flow, confidence = batch["flow"][:, t - 1], batch["confidence"][:, t - 1]
-                found.setdefault("F_Flow", []).append(
-                    config.lambda_flow * masked_l1(frame.warped[1].flow, flow, confidence)
-                )
+                    found["F_Flow"].append(config.lambda_flow * masked_l1(warped.flow, *flow))
+                    found["F_Warp"].append(config.lambda_flow * F.l1_loss(warped.image, target))
+                    found["F_Mask"].append(config.lambda_mask * mask_loss(warped, target))
         return {name: torch.stack(values).sum() / len(made) for name, values in found.items()}
+
+    @staticmethod
+    def flows(batch: Batch, t: int) -> Iterator[tuple[Tensor, Tensor] | None]:
+        """Known flow and confidence of frame t to the reference that it is most like, and to the frame before."""
+        index = batch["made"][t].index
+        each = torch.arange(len(index), device=index.device)
+        yield (batch["flow_refs"][each, t, index], batch["confidence_refs"][each, t, index])
+        yield (batch["flow"][:, t - 1], batch["confidence"][:, t - 1]) if t else None
 
     def discriminator_loss(self, batch: Batch) -> dict[str, Tensor]:
         """On the frames that the generator's phase has made."""
-        outputs = [self.judge(batch, t, frame.image.detach()) for t, frame in enumerate(batch["made"])]
-        return {
-            "D_fake": torch.stack([self.adversarial(each, real=False, generated=True) for each in outputs]).mean(),
-            "D_real": torch.stack([self.adversarial(each, real=True, generated=False) for each in outputs]).mean(),
-        }
+        found, made = defaultdict[str, list[Tensor]](list), batch["made"]
+        for t, frame in enumerate(made):
+            for image in self.judged(frame):
+                outputs = self.judge(batch, t, image.detach())
+                found["D_fake"].append(self.adversarial(outputs, real=False, generated=True))
+                found["D_real"].append(self.adversarial(outputs, real=True, generated=False))
+        return {name: torch.stack(values).sum() / len(made) for name, values in found.items()}
 
     @torch.no_grad()
     def stream(self, batch: Batch) -> Iterator[Tensor]:
