@@ -1,4 +1,4 @@
-"""Networks of few-shot vid2vid: a generator with weights made from references, flows, and discriminators."""
+"""The generator of few-shot vid2vid: weights made from references, flows to other frames."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -22,7 +22,6 @@ from ._blocks import numbered
 if TYPE_CHECKING:
     from .fs_vid2vid import Config
 
-Features = list[list[Tensor]]  # discriminator outputs [scale][layer], the last layer being the logits
 Frame = tuple[Tensor, Tensor]  # label map and image
 
 SLOPE = 0.2
@@ -57,6 +56,11 @@ def widths(width: int, steps: int) -> list[int]:
 def encoder_layer(norm: str, fin: int, fout: int, stride: int = 1) -> nn.Sequential:
     conv = convolution(norm, Conv2d(fin, fout, 3, stride, 1))
     return nn.Sequential(OrderedDict(conv=conv, bn=norm_act(norm, fout)))
+
+
+def picked(refs: Tensor, index: Tensor) -> Tensor:
+    """Of K references each [N, K, ...] the one that is meant, [N, ...]."""
+    return refs[torch.arange(len(index), device=index.device), index]
 
 
 def each_its_own(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -371,9 +375,9 @@ class Generator(nn.Module):
         """label [N, C, H, W], references [N, K, C, H, W], `reference` what `refer` made of them, if it is known."""
         config = self.config
         reference = reference or self.refer(label_refs, img_refs, label)
-        chosen = tuple(refs[torch.arange(len(refs)), reference.index] for refs in (label_refs, img_refs))
+        shown = picked(label_refs, reference.index), picked(img_refs, reference.index)
         warped = (
-            self.warp("ref", label, chosen) if config.warp_ref else None,
+            self.warp("ref", label, shown) if config.warp_ref else None,
             self.warp("temp", label, before) if before is not None else None,
         )
         maps = [[x] for x in self.label_embedding(label, [level.embed for level in reference.weights])]
@@ -397,43 +401,3 @@ class Generator(nn.Module):
 
     def colours(self, x: Tensor) -> Tensor:
         return torch.tanh(self.conv_img(F.leaky_relu(x, SLOPE)))
-
-
-class NLayerDiscriminator(nn.Module):
-    """Patch discriminator -> the outputs of all its layers, the logits last."""
-
-    def __init__(self, fin: int, config: "Config") -> None:
-        super().__init__()
-        sizes = [fin, *(min(512, config.ndf << i) for i in range(config.n_layers_D + 1))]
-        for i, (a, b) in enumerate(pairwise(sizes)):
-            stride = 1 if i == config.n_layers_D else 2
-            if i:
-                conv = convolution(config.norm_D, nn.Conv2d(a, b, 4, stride, 2, bias=False))
-                layer = nn.Sequential(nn.Sequential(conv, norm_act(config.norm_D, b)))
-            else:
-                layer = nn.Sequential(nn.Conv2d(a, b, 4, stride, 2), nn.LeakyReLU(SLOPE))
-            self.add_module(f"model{i}", layer)
-        self.add_module(f"model{config.n_layers_D + 1}", nn.Sequential(nn.Conv2d(sizes[-1], 1, 4, 1, 2)))
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        outputs = []
-        for layer in self.children():
-            x = layer(x)
-            outputs.append(x)
-        return outputs
-
-
-class MultiscaleDiscriminator(nn.Module):
-    """Patch discriminators at full resolution, at half, ..."""
-
-    def __init__(self, fin: int, config: "Config") -> None:
-        super().__init__()
-        for i in range(config.num_D):
-            self.add_module(f"discriminator_{i}", NLayerDiscriminator(fin, config))
-
-    def forward(self, x: Tensor) -> Features:
-        outputs = []
-        for i, discriminator in enumerate(self.children()):
-            x = F.avg_pool2d(x, 3, 2, 1, count_include_pad=False) if i else x
-            outputs.append(discriminator(x))
-        return outputs

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,11 +17,13 @@ from torch import Tensor, nn
 
 from . import _system
 from ._blocks import pad_to
-from ._fs_vid2vid import Features, Generated, Generator, MultiscaleDiscriminator, Warped
+from ._fs_vid2vid import SLOPE, Generated, Generator, Warped, convolution, norm_act, picked
 from ._losses import VGG19, feature_matching, hinge, perceptual
 from ._originals import load_nets, named
 from ._system import Adam, Batch, Phase
 from .vid2vid import masked_l1
+
+Features = list[list[Tensor]]  # discriminator outputs [scale][layer], the last layer being the logits
 
 
 @dataclass
@@ -119,6 +122,46 @@ PRESETS: dict[str, dict[str, Any]] = {
                      ndf=8, n_layers_D=2, niter_single=1, fineSize=64),
 }
 # fmt: on
+
+
+class NLayerDiscriminator(nn.Module):
+    """Patch discriminator -> the outputs of all its layers, the logits last."""
+
+    def __init__(self, fin: int, config: Config) -> None:
+        super().__init__()
+        sizes = [fin, *(min(512, config.ndf << i) for i in range(config.n_layers_D + 1))]
+        for i, (a, b) in enumerate(pairwise(sizes)):
+            stride = 1 if i == config.n_layers_D else 2
+            if i:
+                conv = convolution(config.norm_D, nn.Conv2d(a, b, 4, stride, 2, bias=False))
+                layer = nn.Sequential(nn.Sequential(conv, norm_act(config.norm_D, b)))
+            else:
+                layer = nn.Sequential(nn.Conv2d(a, b, 4, stride, 2), nn.LeakyReLU(SLOPE))
+            self.add_module(f"model{i}", layer)
+        self.add_module(f"model{config.n_layers_D + 1}", nn.Sequential(nn.Conv2d(sizes[-1], 1, 4, 1, 2)))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        outputs = []
+        for layer in self.children():
+            x = layer(x)
+            outputs.append(x)
+        return outputs
+
+
+class MultiscaleDiscriminator(nn.Module):
+    """Patch discriminators at full resolution, at half, ..."""
+
+    def __init__(self, fin: int, config: Config) -> None:
+        super().__init__()
+        for i in range(config.num_D):
+            self.add_module(f"discriminator_{i}", NLayerDiscriminator(fin, config))
+
+    def forward(self, x: Tensor) -> Features:
+        outputs = []
+        for i, discriminator in enumerate(self.children()):
+            x = F.avg_pool2d(x, 3, 2, 1, count_include_pad=False) if i else x
+            outputs.append(discriminator(x))
+        return outputs
 
 
 def mask_loss(warped: Warped, target: Tensor) -> Tensor:
@@ -222,9 +265,7 @@ class System(_system.System):
 
     def judge(self, batch: Batch, t: int, fake: Tensor) -> Features:
         """Outputs for frame t as generated and as it is, from one pass over both: the generated ones come first."""
-        index = batch["made"][t].index
-        each = torch.arange(len(index), device=index.device)
-        shown = [batch[name][each, index] for name in ("semantic_refs", "image_refs")]
+        shown = [picked(batch[name], batch["made"][t].index) for name in ("semantic_refs", "image_refs")]
         shown.append(batch["semantics"][:, t])
         return self.nets["D"](torch.cat([torch.cat([*shown, image], 1) for image in (fake, batch["image"][:, t])]))
 
@@ -261,8 +302,7 @@ class System(_system.System):
     def flows(batch: Batch, t: int) -> Iterator[tuple[Tensor, Tensor] | None]:
         """Known flow and confidence of frame t to the reference that it is most like, and to the frame before."""
         index = batch["made"][t].index
-        each = torch.arange(len(index), device=index.device)
-        yield (batch["flow_refs"][each, t, index], batch["confidence_refs"][each, t, index])
+        yield picked(batch["flow_refs"][:, t], index), picked(batch["confidence_refs"][:, t], index)
         yield (batch["flow"][:, t - 1], batch["confidence"][:, t - 1]) if t else None
 
     def discriminator_loss(self, batch: Batch) -> dict[str, Tensor]:
