@@ -90,6 +90,9 @@ def save(
     """
     path = folder / f"checkpoint-{step:08d}.safetensors"
     host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    names = {tensor.data_ptr(): name for name, tensor in host.items()}
+    # Of a module that has two names, the file has two copies.
+    host = {name: t if names[t.data_ptr()] == name else t.clone() for name, t in host.items()}
     for name, tensor in host.items():
         if not tensor.isfinite().all():
             raise CheckpointError(f"{path}: not saved, {name} has values that are not finite")

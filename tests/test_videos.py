@@ -113,3 +113,38 @@ def test_sequences_to_translate(drive: Path) -> None:
     assert batch["path"][0].name == "00002.png" and (batch["image"] == -1).all()
     with pytest.raises(ValueError, match="this system takes instance maps"):
         next(videos.Inputs(labels=folders["labels"]).batches(system, 1))
+
+
+def test_references_are_other_frames_of_the_sequence(drive: Path) -> None:
+    settings = videos.Settings(**OPTIONS, instance=False, n_frames_total=2, n_shot=3)
+    data = videos.folder(drive, "train", settings, train=True)
+    clip = data[4, 0]
+    assert clip["image"].shape == (2, 3, 32, 64) and clip["image_refs"].shape == (3, 3, 32, 64)
+    assert clip["label_refs"].shape == (3, 1, 32, 64) and clip["flow"].shape == (1, 2, 32, 64)
+    assert clip["flow_refs"].shape == (2, 3, 2, 32, 64) and clip["confidence_refs"].shape == (2, 3, 1, 32, 64)
+    sure = clip["confidence_refs"].bool().expand(-1, -1, 3, -1, -1)
+    for t, k in np.ndindex(2, 3):
+        moved = warp(clip["image_refs"][k : k + 1], clip["flow_refs"][t, k : k + 1])[0]
+        assert (moved - clip["image"][t])[sure[t, k]].square().mean() < videos.SURE
+    assert not clip["image_refs"].equal(data[5, 0]["image_refs"])
+    held_out = videos.folder(drive, "val", settings)[0]
+    whole = videos.folder(drive, "val", videos.Settings(**OPTIONS, instance=False, n_frames_total=8))[0]
+    assert held_out["image_refs"].equal(whole["image"][-3:]) and held_out["image"].equal(whole["image"][:2])
+    one = videos.Settings(**OPTIONS, n_frames_total=1, n_shot=1)
+    assert videos.folder(drive, "train", one, train=True)[0]["flow"].shape == (0, 2, 32, 64)
+    with pytest.raises(ValueError, match="10 frames, fewer than n_shot 11"):
+        videos.folder(drive, "train", videos.Settings(**OPTIONS, n_frames_total=1, n_shot=11))
+
+
+def test_sequences_to_translate_like_references(drive: Path) -> None:
+    config = SimpleNamespace(crop_size=64, label_nc=12, n_shot=2, instance=False)
+    system = SimpleNamespace(config=config, data_settings={})
+    refs = {"references": drive / "train_img/00000", "reference_labels": drive / "train_label/00000"}
+    (batch, *_) = videos.Inputs(labels=drive / "val_label", **refs).batches(system, 1)
+    assert batch["label"].shape == (1, 10, 1, 32, 64) and len(batch["path"]) == 10 and "image" not in batch
+    assert batch["label_refs"].shape == (1, 2, 1, 32, 64) and batch["image_refs"].shape == (1, 2, 3, 32, 64)
+    with pytest.raises(ValueError, match="name folders of --references and --reference-labels"):
+        next(videos.Inputs(labels=drive / "val_label").batches(system, 1))
+    config.n_shot = 11
+    with pytest.raises(ValueError, match="10 label maps, but n_shot is 11"):
+        next(videos.Inputs(labels=drive / "val_label", **refs).batches(system, 1))

@@ -31,6 +31,7 @@ class Options(_items.Options):
 class Settings(Classes, Options):
     instance: bool = True  # read instance maps
     n_frames_G: int = 3  # frames that the generator sees, the one that it makes included
+    n_shot: int = 0  # references, other frames of the sequence, of which the very first frame is generated too
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -38,9 +39,14 @@ class Settings(Classes, Options):
             raise ValueError(f"n_frames_total {self.n_frames_total}, n_frames_G {self.n_frames_G}: at least 1 and 2")
 
     @property
+    def ahead(self) -> int:
+        """Frames before the first that is generated."""
+        return 0 if self.n_shot else self.n_frames_G - 1
+
+    @property
     def frames(self) -> int:
         """Frames of a clip: those before the first that is generated, then n_frames_total."""
-        return self.n_frames_G - 1 + self.n_frames_total
+        return self.ahead + self.n_frames_total
 
 
 class Files(NamedTuple):
@@ -59,6 +65,10 @@ class Videos(_items.Items):
     `confidence` [T',1,H,W], 1 where it explains the frame: where colours are as expected, see `SURE`. Flows are those
     of files, else estimated. All frames of a clip are cropped and mirrored alike. The clip is drawn in training, else
     it is the first. ValueError for a sequence that is shorter than a clip.
+
+    With n_shot: `label_refs` [K,1,H,W] and `image_refs` [K,3,H,W], frames of the sequence that are drawn too, else the
+    last ones. There is then no flow from the first frame, but estimated flows of all T frames to the references,
+    `flow_refs` [T,K,2,H,W], with `confidence_refs` [T,K,1,H,W].
     """
 
     def __init__(
@@ -70,8 +80,10 @@ class Videos(_items.Items):
             if len(frames) < settings.frames:
                 raise ValueError(
                     f"{frames[0].label.parent}: {len(frames)} frames, but a clip has {settings.frames} "
-                    f"(n_frames_total {settings.n_frames_total} and {settings.n_frames_G - 1} before them)"
+                    f"(n_frames_total {settings.n_frames_total} and {settings.ahead} before them)"
                 )
+            if len(frames) < settings.n_shot:
+                raise ValueError(f"{frames[0].label.parent}: {len(frames)} frames, fewer than n_shot {settings.n_shot}")
             if settings.instance and frames[0].instance is None:
                 raise ValueError(f"{frames[0].label}: has no instance map (instance=False does without)")
             if frames[0].image is None:
@@ -86,20 +98,33 @@ class Videos(_items.Items):
     def item(self, index: int, rng: Generator) -> _items.Item:
         frames, settings = self.sequences[index], self.settings
         start = int(rng.integers(len(frames) - settings.frames + 1)) if self.train else 0
-        clip = frames[start : start + settings.frames]
-        photos = [self.open(frame.image) for frame in clip]
+        clip, count = frames[start : start + settings.frames], settings.n_shot
+        drawn = rng.permutation(len(frames))[:count] if self.train else range(len(frames) - count, len(frames))
+        shown = clip + [frames[i] for i in drawn]
+        photos = [self.open(frame.image) for frame in shown]
         where = self.place(photos[0].size, rng, clip[0].image)
-        maps = [maps_of(frame, settings, photos[0].size) for frame in clip]
+        maps = [maps_of(frame, settings, photos[0].size) for frame in shown]
         item = {name: torch.stack([where.map(each[name]) for each in maps]) for name in maps[0]}
-        for frame, photo in zip(clip, photos, strict=True):
+        for frame, photo in zip(shown, photos, strict=True):
             if photo.size != photos[0].size:
                 raise ValueError(f"{frame.image}: {photo.size[0]}x{photo.size[1]} pixels, other than {clip[0].image}")
         item["image"] = torch.stack([where.photo(photo) for photo in photos])
-        ahead = settings.n_frames_G - 1
-        item["flow"] = flows(clip[ahead:], where, item["image"][ahead - 1 :])
-        moved = warp(item["image"][ahead - 1 : -1], item["flow"])
-        distance = (item["image"][ahead:] - moved).square().sum(1, keepdim=True)
-        return {**item, "confidence": (distance < SURE).float(), "path": str(clip[0].label)}
+        refs = {f"{name}_refs": value[len(clip) :] for name, value in item.items()} if count else {}
+        item = {name: value[: len(clip)] for name, value in item.items()}
+        images, first = item["image"], max(1, settings.ahead)
+        item["flow"] = flows(clip[first:], where, images[first - 1 :])
+        item["confidence"] = confidence(images[first:], images[first - 1 : -1], item["flow"])
+        if count:
+            pairs = images.repeat_interleave(count, 0), refs["image_refs"].repeat(len(clip), 1, 1, 1)
+            flow = estimate(*pairs)
+            refs["flow_refs"] = flow.unflatten(0, (-1, count))
+            refs["confidence_refs"] = confidence(*pairs, flow).unflatten(0, (-1, count))
+        return {**item, **refs, "path": str(clip[0].label)}
+
+
+def confidence(images: Tensor, others: Tensor, flow: Tensor) -> Tensor:
+    """[N,1,H,W], 1 where the others, moved along the flow, have about the colours of the images."""
+    return ((images - warp(others, flow)).square().sum(1, keepdim=True) < SURE).float()
 
 
 def maps_of(frame: Files, settings: Settings, size: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
@@ -116,7 +141,7 @@ def maps_of(frame: Files, settings: Settings, size: tuple[int, int] | None = Non
 
 def flows(frames: Sequence[Files], where: Geometry, images: Tensor) -> Tensor:
     """[T',2,H,W] of the last T' of `images`, to the ones before."""
-    if frames[0].flow is None:
+    if not frames or frames[0].flow is None:
         return estimate(images[1:], images[:-1])
     return torch.stack([where.flow(read_flow(frame.flow)) for frame in frames])
 
@@ -169,28 +194,50 @@ class Inputs:
     """the same of instance maps, for a system that takes them"""
     images: Path | None = None
     """the same of photographs, at least of the first frames; without them sequences begin with black frames"""
+    references: Path | None = None
+    """folder of photographs to make frames like, for a system that takes references"""
+    reference_labels: Path | None = None
+    """folder of their label maps"""
 
     def batches(self, system: Any, size: int) -> Iterator[dict[str, Any]]:
         """A batch of one whole sequence at a time; "path" names the frames that are made of it.
 
-        `image` [1,T,3,H,W] has the photographs given, for the frames before the first that is made.
+        `image` [1,T,3,H,W] has the photographs given, for the frames before the first that is made. References, which
+        are resized to the frames, are `label_refs` [1,K,1,H,W] and `image_refs` [1,K,3,H,W].
         """
         settings = Settings.of(system)
+        refs = self.shown(settings) if settings.n_shot else []
         folders = [f for f in sorted(self.labels.glob("*"), key=natural) if f.is_dir()] or [self.labels]
         for each in folders:
             inner = each.relative_to(self.labels)
             frames = _sequence(each, [(self.instances or each / "-") / inner, each / "-", each / "-"])
             if settings.instance and frames[0].instance is None:
                 raise ValueError(f"this system takes instance maps, and --instances {self.instances} has none")
-            if len(frames) < settings.n_frames_G:
-                raise ValueError(f"{each}: {len(frames)} frames, expected at least {settings.n_frames_G}")
+            if len(frames) <= settings.ahead:
+                raise ValueError(f"{each}: {len(frames)} frames, expected at least {settings.ahead + 1}")
             maps = [maps_of(frame, settings) for frame in frames]
             batch = {k: torch.from_numpy(np.stack([m[k] for m in maps])).long()[None, :, None] for k in maps[0]}
             height, width = batch["label"].shape[-2:]
-            ahead = settings.n_frames_G - 1
+            ahead = settings.ahead
             given = images_in(self.images / inner)[:ahead] if self.images else []
             whole = Geometry((width, height), (0, 0, width, height), False)
             first = [whole.photo(read_photo(file)) for file in given]
             first += [torch.full((3, height, width), -1.0)] * (ahead - len(first))
             names = [Path("_".join((*inner.parts, frame.label.name))) for frame in frames[ahead:]]
-            yield {**batch, "image": torch.stack(first)[None], "path": names}
+            if first:
+                batch["image"] = torch.stack(first)[None]
+            if refs:
+                batch["label_refs"] = torch.stack([whole.map(read_label(f.label, settings)) for f in refs])[None]
+                batch["image_refs"] = torch.stack([whole.photo(read_photo(f.image)) for f in refs])[None]
+            yield {**batch, "path": names}
+
+    def shown(self, settings: Settings) -> list[Files]:
+        """The first n_shot references."""
+        if self.references is None or self.reference_labels is None:
+            raise ValueError("this system takes references: name folders of --references and --reference-labels")
+        labels = _items.images_of(self.reference_labels)
+        photos = pair(labels, images_in(self.references), ENDINGS)
+        if len(labels) < settings.n_shot:
+            raise ValueError(f"{self.reference_labels}: {len(labels)} label maps, but n_shot is {settings.n_shot}")
+        files = zip(labels, photos, strict=True)
+        return [Files(label, image=photo) for label, photo in list(files)[: settings.n_shot]]
