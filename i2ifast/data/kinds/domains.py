@@ -25,6 +25,7 @@ TAKES = ("image", "reference_domain", "reference")
 class Settings(_items.Settings):
     num_domains: int | None = None  # how many the system has; None takes as many as there are
     num_references: int = 2  # photographs of another domain that items have: none, reference, or reference2 too
+    generated: bool = False  # the system makes images of domains, and translates none
     balanced: bool = False  # in training draw the domain of an item, then a photograph of it
     selected_attrs: Sequence[str] = ()  # of CelebA, instead of domains
 
@@ -172,8 +173,10 @@ def folder(
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    images: Path
+    images: Path | None = None
     """folder of photographs"""
+    count: int = 16
+    """images to make, with a system that makes them of domains alone"""
     domain: str | None = None
     """number of the domain to translate to, or its name in --data"""
     data: Path | None = None
@@ -186,15 +189,18 @@ class Inputs:
     def batches(self, system: Any, size: int) -> Iterator[dict[str, Any]]:
         """All photographs, as they are, in batches of at most `size` of the same height and width.
 
+        Where images are generated, `count` empty ones, of random domains if none is given.
         With a domain: `domain` and `reference_domain`, its number. With references: `references` [N,K,3,H,W], all
         there are, and `reference`, the first of them. With attributes: `attributes` [N,C], 1 for those named.
         """
-        settings, images, given = Settings.of(system), _items.images_of(self.images), {}
+        settings, given = Settings.of(system), {}
+        if not settings.generated and self.images is None:
+            raise ValueError("what to translate: name a folder of --images")
         if self.attributes or settings.selected_attrs:
             if unknown := set(self.attributes) - set(settings.selected_attrs):
                 raise ValueError(f"attributes {', '.join(sorted(unknown))}: the system has {settings.selected_attrs}")
             given["attributes"] = torch.tensor([float(name in self.attributes) for name in settings.selected_attrs])
-        elif self.domain is None and self.references is None:
+        elif self.domain is None and self.references is None and not settings.generated:
             raise ValueError("what to translate to: name a --domain, or a folder of --references")
         if self.domain is not None:
             target = number(self.domain, self.data, settings.num_domains)
@@ -202,5 +208,9 @@ class Inputs:
         if self.references is not None:
             given["references"] = torch.stack([settings.photo(file) for file in _items.images_of(self.references)])
             given["reference"] = given["references"][0]
-        items = ({"image": to_tensor(read_photo(file)), "path": file, **given} for file in images)
+        if settings.generated:
+            items = ({"image": torch.empty(0), "path": Path(f"{number:05d}"), **given} for number in range(self.count))
+        else:
+            images = _items.images_of(self.images)
+            items = ({"image": to_tensor(read_photo(file)), "path": file, **given} for file in images)
         return _items.batches_by_size(items, size, lambda item: item["image"].shape)
