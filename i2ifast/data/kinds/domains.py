@@ -2,9 +2,9 @@
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Self
 
 import torch
 from numpy.random import Generator
@@ -18,7 +18,7 @@ __all__ = ["SHOWN", "Inputs", "Options", "Settings", "folder"]
 HELD_OUT = 1999  # photographs of CelebA
 
 SHOWN = ("image", "reference", "fake")
-TAKES = ("image", "reference_domain", "reference")
+TAKES = ("image", "reference_domain", "reference", "reference_attributes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Settings(_items.Settings):
     num_references: int = 2  # photographs of another domain that items have: none, reference, or reference2 too
     generated: bool = False  # the system makes images of domains, and translates none
     balanced: bool = False  # in training draw the domain of an item, then a photograph of it
-    selected_attrs: Sequence[str] = ()  # of CelebA, instead of domains
+    selected_attrs: Sequence[str] = ()  # of CelebA, instead of domains, or with num_domains besides them
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,6 +100,24 @@ class Attributes(_items.Items):
         return {"image": self.photo(file, rng), "attributes": attributes, "path": str(file)}
 
 
+class AttributesAndDomains(Attributes):
+    """Items of Attributes, with reference [3,H,W] and reference_domain: a photograph drawn from those of `domains`."""
+
+    def __init__(self, files: Sequence[tuple[Path, Sequence[bool]]], domains: Domains, settings: Settings) -> None:
+        super().__init__(files, settings, domains.train, domains.seed)
+        self.others = domains
+
+    def cached(self, folder: str | Path) -> Self:
+        items = super().cached(folder)
+        items.others = self.others.cached(folder)
+        return items
+
+    def item(self, index: int, rng: Generator) -> _items.Item:
+        item = super().item(index, rng)
+        domain, (file,) = self.others.draw(rng)
+        return item | {"reference": self.others.photo(file, rng), "reference_domain": torch.tensor(domain)}
+
+
 def attributes_of(root: Path, phase: str, selected: Sequence[str]) -> list[tuple[Path, list[bool]]]:
     """The photographs in `root`/images and which of the attributes each has, from `root`/list_attr_celeba.txt.
 
@@ -165,10 +183,20 @@ def number(domain: str, data: Path | None, count: int | None) -> int:
 def folder(
     root: str | Path, phase: str, settings: Settings, seed: int = 0, train: bool = False
 ) -> Domains | Attributes:
-    """The domains of `phase` below `root`, see `find`; with selected_attrs CelebA, see `attributes_of`."""
-    if settings.selected_attrs:
-        return Attributes(attributes_of(Path(root), phase, settings.selected_attrs), settings, train, seed)
-    return Domains(find(Path(root), phase), settings, train, seed)
+    """The domains of `phase` below `root`, see `find`; with selected_attrs CelebA, see `attributes_of`.
+
+    Where the system has domains too, they are in {phase}/<domain>/ beside CelebA's images, and resized without a crop.
+    """
+    root = Path(root)
+    if not settings.selected_attrs:
+        return Domains(find(root, phase), settings, train, seed)
+    files = attributes_of(root, phase, settings.selected_attrs)
+    if settings.num_domains is None:
+        return Attributes(files, settings, train, seed)
+    if not (root / phase).is_dir():
+        raise FileNotFoundError(f"{root / phase}: no such folder, which has a folder for each domain")
+    domains = Domains(find(root, phase), replace(settings, preprocess_mode="fixed", load_size=None), train, seed)
+    return AttributesAndDomains(files, domains, settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,15 +219,20 @@ class Inputs:
 
         Where images are generated, `count` empty ones, of random domains if none is given.
         With a domain: `domain` and `reference_domain`, its number. With references: `references` [N,K,3,H,W], all
-        there are, and `reference`, the first of them. With attributes: `attributes` [N,C], 1 for those named.
+        there are, and `reference`, the first of them. With attributes: `reference_attributes` [N,C], 1 for those named.
         """
         settings, given = Settings.of(system), {}
         if not settings.generated and self.images is None:
             raise ValueError("what to translate: name a folder of --images")
-        if self.attributes or settings.selected_attrs:
+        of_domains = settings.num_domains is not None or not settings.selected_attrs
+        if self.attributes or settings.selected_attrs and (self.domain is None or not of_domains):
+            if self.domain is not None:
+                either = "either it or attributes" if of_domains else "attributes"
+                raise ValueError(f"domain {self.domain!r}: name {either}, of {', '.join(settings.selected_attrs)}")
             if unknown := set(self.attributes) - set(settings.selected_attrs):
                 raise ValueError(f"attributes {', '.join(sorted(unknown))}: the system has {settings.selected_attrs}")
-            given["attributes"] = torch.tensor([float(name in self.attributes) for name in settings.selected_attrs])
+            has = [float(name in self.attributes) for name in settings.selected_attrs]
+            given["reference_attributes"] = torch.tensor(has)
         elif self.domain is None and self.references is None and not settings.generated:
             raise ValueError("what to translate to: name a --domain, or a folder of --references")
         if self.domain is not None:
