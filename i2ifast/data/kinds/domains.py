@@ -26,6 +26,7 @@ class Settings(_items.Settings):
     num_domains: int | None = None  # how many the system has; None takes as many as there are
     num_references: int = 2  # photographs of another domain that items have: none, reference, or reference2 too
     generated: bool = False  # the system makes images of domains, and translates none
+    num_images: int = 0  # in training, if some have no domain: of all
     balanced: bool = False  # in training draw the domain of an item, then a photograph of it
     selected_attrs: Sequence[str] = ()  # of CelebA, instead of domains, or with num_domains besides them
 
@@ -76,6 +77,28 @@ class Domains(_items.Items):
             item |= {
                 name: self.photo(file, rng) for name, file in zip(("reference", "reference2"), files, strict=False)
             }
+        return item
+
+
+class PartlyLabelled(Domains):
+    """Items {image, domain, index, path, reference, reference_domain, reference_index} of photographs of which some
+    have no domain, -1. References are drawn from all; an index is the number of a photograph."""
+
+    def __init__(
+        self, domains: dict[str, Sequence[Path]], unlabelled: Sequence[Path], settings: Settings, seed: int = 0
+    ) -> None:
+        super().__init__(domains, settings, True, seed)
+        self.files += [(-1, file) for file in unlabelled]
+        if len(self) != settings.num_images:
+            raise ValueError(f"{len(self)} photographs, {len(unlabelled)} of them without a domain, but num_images is "
+                             f"{settings.num_images}")  # fmt: skip
+
+    def item(self, index: int, rng: Generator) -> _items.Item:
+        item: _items.Item = {"path": str(self.files[index][1])}
+        for name, end, number in (("image", "", index), ("reference", "reference_", int(rng.integers(len(self))))):
+            domain, file = self.files[number]
+            item |= {name: self.photo(file, rng), f"{end}domain": torch.tensor(domain)}
+            item[f"{end}index"] = torch.tensor(number)
         return item
 
 
@@ -144,6 +167,7 @@ def find(root: Path, phase: str) -> dict[str, list[Path]]:
     {phase}/<domain>/                photographs, folders below included
     <domain>/                        the same, for phase "train" alone
 
+    Photographs without a domain, if the system takes them, are in {phase}_unlabelled/, folders below included.
     FileNotFoundError where there is none of them.
     """
     listings = [*root.glob(f"{phase}.txt"), *root.glob(f"*list_{phase}.txt")]
@@ -151,10 +175,16 @@ def find(root: Path, phase: str) -> dict[str, list[Path]]:
         return listed(root, listings[0])
     top = root if phase == "train" and not (root / phase).is_dir() else root / phase
     folders = sorted(filter(Path.is_dir, top.iterdir()), key=lambda f: f.name) if top.is_dir() else []
-    found = {each.name: files for each in folders if (files := images_below(each))}
+    named = (each for each in folders if each != unlabelled(root, phase))
+    found = {each.name: files for each in named if (files := images_below(each))}
     if not found:
         raise FileNotFoundError(f"{root}: no {phase}.txt, and no folders with images in {top}")
     return found
+
+
+def unlabelled(root: Path, phase: str) -> Path:
+    """The folder of photographs without a domain."""
+    return root / f"{phase}_unlabelled"
 
 
 def listed(root: Path, listing: Path) -> dict[str, list[Path]]:
@@ -188,6 +218,9 @@ def folder(
     Where the system has domains too, they are in {phase}/<domain>/ beside CelebA's images, and resized without a crop.
     """
     root = Path(root)
+    if train and settings.num_images:
+        without = images_below(unlabelled(root, phase))
+        return PartlyLabelled(find(root, phase), without, settings, seed)
     if not settings.selected_attrs:
         return Domains(find(root, phase), settings, train, seed)
     files = attributes_of(root, phase, settings.selected_attrs)
