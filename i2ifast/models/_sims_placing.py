@@ -1,7 +1,8 @@
 """How SIMS places the segments that it retrieves: a network that transforms each, and one for which is in front.
 
 Qi, Chen, Jia, Koltun. Semi-parametric Image Synthesis. CVPR 2018. Nothing is recorded of these networks: they are built
-from the paper, and take patches of images in place of whole ones.
+from the paper, and take patches of images in place of whole ones. The original's matrices are of pixels, and rounded to
+whole numbers for Cityscapes, which leaves shifts alone; its ordering sees colours of classes in place of one-hot ones.
 """
 
 import math
