@@ -6,13 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden_drivers.semit import whole
+from PIL import Image
 from test_models import batch_of, domain_batch, settled, tiny
 from torch import Tensor, nn
-from toy import assert_same
+from toy import assert_same, newest
 
+from i2ifast.data.kinds import domains
 from i2ifast.models import Batch, System, build
 from i2ifast.models._octave import AdaptiveOctNorm, FirstOctConv, LastOctConv, Octave, OctConv, split
 from i2ifast.models.semit import noise_tolerant
+from i2ifast.train import main
 
 NAMES = ("coco_funit", "funit", "semit")
 
@@ -209,3 +212,45 @@ def test_semit_learns_labels_before_it_translates() -> None:
     one_hot = 10.0 * F.one_hot(system.first[:4], 4)
     moved = (system.soft[:4] != one_hot).any(1)
     assert moved.tolist() == [False, True, False, True]  # given labels are not learned
+
+
+def partly_labelled(root: Path) -> None:
+    """Two classes of two and one pictures, and two pictures of no class; reds 0, 50, ... in this order."""
+    for n, name in enumerate(("train/a/0", "train/a/1", "train/b/0", "train_unlabelled/0", "train_unlabelled/x/1")):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (72, 72), (50 * n, 0, 0)).save(root / f"{name}.png")
+
+
+def test_photographs_without_a_domain(tmp_path: Path) -> None:
+    """Have domain -1, and all have their numbers; references are drawn from all."""
+    partly_labelled(tmp_path)
+    settings = domains.Settings(crop_size=16, load_size=16, num_domains=2, num_images=5)
+    data = domains.folder(tmp_path, "train", settings, train=True)
+    items = [data[epoch, index] for epoch in range(20) for index in range(5)]
+    assert [item["index"].item() for item in items[:5]] == list(range(5))
+    assert [item["domain"].item() for item in items[:5]] == [0, 0, 1, -1, -1]
+    assert {item["reference_index"].item() for item in items} == set(range(5))
+    for item in items:
+        for name, end in (("image", ""), ("reference", "reference_")):
+            number = item[f"{end}index"].item()
+            assert round((item[name][0, 0, 0].item() + 1) * 127.5) == 50 * number
+            assert item[f"{end}domain"].item() == (0, 0, 1, -1, -1)[number]
+    held_out = domains.folder(tmp_path, "train", settings)
+    assert len(held_out) == 3 and "index" not in held_out[0]
+    wrong = domains.Settings(crop_size=16, num_images=9)
+    with pytest.raises(ValueError, match="5 photographs, 2 of them without a domain, but num_images is 9"):
+        domains.folder(tmp_path, "train", wrong, train=True)
+    (tmp_path / "train").rename(tmp_path / "other")
+    assert list(domains.find(tmp_path, "train")) == ["other"]  # and not those without
+
+
+def test_semit_learns_labels_from_the_command_line(tmp_path: Path) -> None:
+    partly_labelled(tmp_path)
+    run = tmp_path / "run"
+    where = ["--data", str(tmp_path), "--out", str(run), "--steps", "4", "--batch-size", "2", "--workers", "0"]
+    options = {"dis-num-classes": "2", "num-images": "5", "label-steps": "3", "label-warm-up": "1"}
+    main(["semit", "--preset", "tiny", *where, *(w for k, v in options.items() for w in (f"--config.{k}", v))])
+    tensors, header = newest(run)
+    (first,) = (value for name, value in tensors.items() if name.endswith("first"))
+    assert header["step"] == 4 and (first >= 0).sum() >= 2
+    assert any(name.endswith("soft") and value.any() for name, value in tensors.items())

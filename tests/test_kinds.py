@@ -305,6 +305,6 @@ def test_attributes_of_celeba(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     config = SimpleNamespace(crop_size=16, selected_attrs=("Late", "Odd"))
     system = SimpleNamespace(config=config, data_settings={})
     (batch,) = domains.Inputs(images=tmp_path / "images", attributes=("Odd",)).batches(system, 6)
-    assert batch["attributes"].tolist() == [[0, 1]] * 6
+    assert batch["reference_attributes"].tolist() == [[0, 1]] * 6
     with pytest.raises(ValueError, match="attributes Big: the system has"):
         next(domains.Inputs(images=tmp_path / "images", attributes=("Big",)).batches(system, 6))

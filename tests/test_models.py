@@ -89,7 +89,8 @@ OF_LABELS = [name for name in models.names() if models.system(name).data == "lab
 OF_TENSORFLOW = ["crn", "sims"]  # whose files are of another kind
 # Systems of other data have test files of their own, for what is asked of all here.
 NAMES = [name for name in models.names() if models.system(name).data in BATCHES]
-ONE_SIZE = ["cogan", "cvaegan", "edgegan"]  # whose networks take no other images than those of their training
+# Whose networks take no other images than those of their training.
+ONE_SIZE = ["attnorm_class", "cogan", "cvaegan", "edgegan"]
 
 
 def tiny(name: str, **options: Any) -> System:

@@ -75,7 +75,7 @@ def test_stargan_takes_classes_and_attributes():
     each = -(F.logsigmoid(logits) * attributes + F.logsigmoid(-logits) * (1 - attributes))
     torch.testing.assert_close(system.classification(logits, attributes), each.sum() / 2)
     batch = system.prepare(batch_of(system) | {"domain": attributes})
-    assert sorted(batch["target"].tolist()) == sorted(attributes.tolist())
+    assert sorted(batch["sets"]["CelebA"]["target"].tolist()) == sorted(attributes.tolist())
     assert all(term.isfinite() for phase in system.phases for term in phase.loss(batch).values())
 
 
@@ -286,7 +286,7 @@ def test_files_of_starganv2(tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("stargan", {"dataset": "Both"}, "dataset 'Both': expected CelebA"),
+        ("stargan", {"dataset": "All"}, "dataset 'All': expected CelebA"),
         ("stargan", {"image_size": 36}, "image_size 36: must be a multiple of 8"),
         ("starganv2", {"img_size": 96}, "img_size 96: must be a power of two, at least 16"),
         ("starganv2", {"w_hpf": -1.0}, "w_hpf -1.0: must be at least 0"),

@@ -23,16 +23,21 @@ STYLED = 4  # blocks of the generator that takes attributes feature-wise
 
 
 class Sizes(Protocol):
-    """The options that the networks read."""
+    """The options that discriminators read."""
 
-    input_dim_a: int
-    input_dim_b: int
     dis_scale: int
     dis_spectral_norm: bool
     base_channels: int
 
 
-def channels(config: Sizes) -> dict[str, int]:
+class SizesOfTwo(Sizes, Protocol):
+    """The options that networks of two domains read."""
+
+    input_dim_a: int
+    input_dim_b: int
+
+
+def channels(config: SizesOfTwo) -> dict[str, int]:
     """Of the images of each domain."""
     return {"A": config.input_dim_a, "B": config.input_dim_b}
 
@@ -107,7 +112,7 @@ class ResBlock(nn.Module):
 class ContentEncoder(nn.Module):
     """Images of A, of B or of both to their contents [N,4c,H/4,W/4], in that order."""
 
-    def __init__(self, config: Sizes) -> None:
+    def __init__(self, config: SizesOfTwo) -> None:
         super().__init__()
         c = config.base_channels
         self.conv_share = nn.Sequential(ResBlock(4 * c))
@@ -137,7 +142,7 @@ class AttributeBlock(nn.Module):
 class VariationalEncoder(nn.Module):
     """Images of A, of B or of both to [N,2nz]: mean and log variance of their attributes."""
 
-    def __init__(self, config: Sizes) -> None:
+    def __init__(self, config: SizesOfTwo) -> None:
         super().__init__()
         c = config.base_channels
         widths = [c, 2 * c, 3 * c, 4 * c]
@@ -160,7 +165,7 @@ class VariationalEncoder(nn.Module):
 class AttributeEncoder(nn.Module):
     """Images of A, of B or of both to their attributes [N,nz]."""
 
-    def __init__(self, config: Sizes) -> None:
+    def __init__(self, config: SizesOfTwo) -> None:
         super().__init__()
         c = config.base_channels
         for side, fin in channels(config).items():
@@ -221,7 +226,7 @@ class ConcatGenerator(nn.Module):
     done once for all attributes, without them (`begin`); they are added behind.
     """
 
-    def __init__(self, config: Sizes) -> None:
+    def __init__(self, config: SizesOfTwo) -> None:
         super().__init__()
         width = 4 * config.base_channels
         self.dec_share = nn.Sequential(ResBlock(width))
@@ -270,7 +275,7 @@ class StyledBlock(nn.Module):
 class StyledGenerator(nn.Module):
     """Contents and attributes to images of a domain; attributes are vectors of each block."""
 
-    def __init__(self, config: Sizes) -> None:
+    def __init__(self, config: SizesOfTwo) -> None:
         super().__init__()
         c = config.base_channels
         width = 4 * c
@@ -295,21 +300,21 @@ class StyledGenerator(nn.Module):
         return part(f"dec{side}5")(x)
 
 
-def layers_of(config: Sizes, fin: int, count: int, kernel: int) -> list[nn.Module]:
+def layers_of(config: Sizes, fin: int, count: int, kernel: int, outputs: int) -> list[nn.Module]:
     """Leaky convolutions of stride 2, each with twice the channels, and one of a pixel to logits."""
     spectral = config.dis_spectral_norm
     widths = [fin, *(config.base_channels << i for i in range(count))]
     blocks = [LeakyConv2d(a, b, kernel, 2, 1, spectral) for a, b in pairwise(widths)]
-    return [*blocks, (SpectralConv2d if spectral else PaddedConv2d)(widths[-1], 1, 1)]
+    return [*blocks, (SpectralConv2d if spectral else PaddedConv2d)(widths[-1], outputs, 1)]
 
 
 class MultiScaleDis(nn.Module):
     """Patch discriminators of images at full resolution, at half, ... -> logits per scale."""
 
-    def __init__(self, config: Sizes, fin: int) -> None:
+    def __init__(self, config: Sizes, fin: int, outputs: int = 1) -> None:
         super().__init__()
         scales = range(config.dis_scale)
-        self.Diss = nn.ModuleList(nn.Sequential(*layers_of(config, fin, 4, kernel=4)) for _ in scales)
+        self.Diss = nn.ModuleList(nn.Sequential(*layers_of(config, fin, 4, 4, outputs)) for _ in scales)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         logits = []
@@ -322,22 +327,22 @@ class MultiScaleDis(nn.Module):
 class Dis(nn.Module):
     """A deeper discriminator of images at full resolution -> its logits."""
 
-    def __init__(self, config: Sizes, fin: int) -> None:
+    def __init__(self, config: Sizes, fin: int, outputs: int = 1) -> None:
         super().__init__()
-        self.model = nn.Sequential(*layers_of(config, fin, 6, kernel=3))
+        self.model = nn.Sequential(*layers_of(config, fin, 6, 3, outputs))
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return [self.model(images)]
 
 
 class ContentDis(nn.Module):
-    """Contents of at least 53x53 pixels to a logit of being of domain B, each."""
+    """Contents of at least 53x53 pixels to a logit of being of domain B, or one for each domain."""
 
-    def __init__(self, config: Sizes) -> None:
+    def __init__(self, config: Sizes, outputs: int = 1) -> None:
         super().__init__()
         width = 4 * config.base_channels
         layers = [LeakyConv2d(width, width, 7, 2, 1) for _ in range(3)]
-        self.model = nn.Sequential(*layers, LeakyConv2d(width, width, 4, 1, 0), nn.Conv2d(width, 1, 1))
+        self.model = nn.Sequential(*layers, LeakyConv2d(width, width, 4, 1, 0), nn.Conv2d(width, outputs, 1))
 
     def forward(self, content: Tensor) -> Tensor:
         return self.model(content).flatten(1)

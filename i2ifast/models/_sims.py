@@ -1,8 +1,9 @@
 """The memory bank of SIMS: segments of photographs, and canvases made of those that fit a label map."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 from zlib import crc32
 
 import torch
@@ -118,31 +119,63 @@ class Bank:
         best = score.max(1)
         return torch.where(best.values < 0, -1, best.indices).tolist()
 
-    def canvas(self, label: Tensor, elide: int, without: int | None = None) -> tuple[Tensor, Tensor]:
+    def pieces(self, query: Segments, without: int | None = None) -> dict[int, "Piece"]:
+        """The best segment for each of `query`, by its number, resized to its box."""
+        found = {}
+        for i, (at, best) in enumerate(zip(query.box.tolist(), self.best(query, without), strict=True)):
+            if best < 0:
+                continue
+            top, left, bottom, right = self.box[best].tolist()
+            there, image = (..., slice(top, bottom), slice(left, right)), int(self.source[best])
+            size = (at[2] - at[0], at[3] - at[1])
+            shape = resized((self.numbers[image][there] == best).float()[None], size).round()
+            found[i] = Piece(at, resized(self.images[image][there].float(), size), shape)
+        return found
+
+    def canvas(
+        self, label: Tensor, elide: int, without: int | None = None, place: "Placing | None" = None
+    ) -> tuple[Tensor, Tensor]:
         """Canvas [3,H,W] in 0..255 and mask [1,H,W] of what is on it, for a label map [H,W].
 
-        The best segment for each of the map's is resized to its box and cut to its shape. Nothing is put within
-        `elide` pixels of a border between segments, which are the network's to make.
+        The best segment for each of the map's is resized to its box and cut to its shape, or goes where `place` puts
+        it. Nothing is put within `elide` pixels of a border between segments, which are the network's to make.
         """
         label = label.cpu()
         query = segments(label)
+        pieces = self.pieces(query, without)
+        if place is None:
+            pieces = list(cut(pieces, query).values())
+        else:
+            pieces = place(pieces, query)
         canvas, mask = torch.zeros(3, *label.shape), torch.zeros(1, *label.shape)
-        for i, (at, found) in enumerate(zip(query.box.tolist(), self.best(query, without), strict=True)):
-            if found < 0:
-                continue
-            here, there = (
-                (..., slice(top, bottom), slice(left, right))
-                for top, left, bottom, right in (at, self.box[found].tolist())
-            )
-            image, size = int(self.source[found]), (at[2] - at[0], at[3] - at[1])
-            own = (self.numbers[image][there] == found).float()[None]
-            shape = resized(own, size).round() * (query.number[here] == i)
-            piece = resized(self.images[image][there].float(), size)
-            canvas[here] = torch.where(shape > 0, piece.round(), canvas[here])
+        for (top, left, bottom, right), image, shape in pieces:
+            here = (..., slice(top, bottom), slice(left, right))
+            canvas[here] = torch.where(shape > 0, image.round(), canvas[here])
             mask[here] = torch.maximum(mask[here], shape)
         if elide:
             mask = mask * (1 - near_borders(label, elide))
         return canvas * mask, mask
+
+
+class Piece(NamedTuple):
+    """A retrieved segment, where it is to be on a canvas."""
+
+    box: Sequence[int]  # top, left, bottom, right
+    image: Tensor  # [3,h,w] in 0..255
+    shape: Tensor  # [1,h,w], 1 where it is
+
+
+Placing = Callable[[dict[int, Piece], Segments], list[Piece]]  # for the segments of a map, to pieces from back to front
+
+
+def cut(pieces: dict[int, Piece], query: Segments) -> dict[int, Piece]:
+    """Pieces without what lies over the segments of a map that they are for."""
+
+    def inside(i: int, piece: Piece) -> Piece:
+        top, left, bottom, right = piece.box
+        return piece._replace(shape=piece.shape * (query.number[top:bottom, left:right] == i))
+
+    return {i: inside(i, piece) for i, piece in pieces.items()}
 
 
 def near_borders(label: Tensor, width: int) -> Tensor:

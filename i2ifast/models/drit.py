@@ -4,70 +4,35 @@ Lee, Tseng, Huang, Singh, Yang. Diverse Image-to-Image Translation via Disentang
 Lee et al. DRIT++: Diverse Image-to-Image Translation via Disentangled Representations. IJCV 2020.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from . import _drit, _system
+from . import _drit, _drit_shared
 from ._blocks import pad_to
 from ._drit import NZ
+from ._drit_shared import CLIP, GENERATORS, RANDOM, RECONSTRUCTION, REGULARISATION, apart
 from ._losses import cross_entropy, kl_divergence
-from ._originals import load_strictly, named
-from ._shared_graph import recording, through
-from ._system import Adam, Batch, Phase, every
+from ._system import Batch, Phase, every
 
 STRIDE = 4  # pixels of an image to one of its content
-LEAST = 212  # pixels of a side that the discriminator of contents needs
-CLIP = 5.0  # norm of its gradient
-RECONSTRUCTION, REGULARISATION = 10.0, 0.01  # weights
-GENERATORS, RANDOM = ("enc_c", "enc_a", "gen"), ("enc_c", "gen")  # what the two generator steps update
 Images = dict[str, Tensor]  # by domain, A or B
 
 
 @dataclass
-class Config:
-    """Options of the original, under its names; no_ms is positive here, and the last two are constants there."""
+class Config(_drit_shared.Config):
+    """Options of the original."""
 
     input_dim_a: int = 3
     input_dim_b: int = 3
-    concat: bool = True  # attributes as maps beside the content; else feature-wise, for domains that differ in shape
-    ms: bool = True  # mode seeking
-    dis_scale: int = 3  # discriminators of images; 1 is a single, deeper one
-    dis_spectral_norm: bool = False
-    d_iter: int = 3  # iterations, in all but the last of which the discriminator of contents learns alone
-    resize_size: int = 256
-    crop_size: int = 216
-    n_ep: int = 1200
-    n_ep_decay: int = 600  # epochs before a line to zero
-    lr: float = 1e-4
-    lr_dcontent: float = 4e-5  # of the discriminator of contents
-    base_channels: int = 64
 
     def __post_init__(self) -> None:
-        if self.crop_size < LEAST:
-            raise ValueError(f"crop_size {self.crop_size}: the discriminator of contents needs at least {LEAST}")
-        for name in ("dis_scale", "d_iter", "base_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)}: must be at least 1")
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of training images."""
-        return self.crop_size, self.crop_size
-
-    @classmethod
-    def from_original(cls, options: dict[str, Any]) -> "Config":
-        """From the original's option names and values; dis_norm is left out, for it has no effect there."""
-        if options.get("lr_policy", "lambda") != "lambda":
-            raise ValueError(f"lr_policy {options['lr_policy']!r}: only 'lambda' is supported")
-        values = named(cls, options)
-        return cls(**values | {"concat": bool(options.get("concat", 1)), "ms": not options.get("no_ms", False)})
+        self.check_content()
+        super().__post_init__()
 
 
 # fmt: off
@@ -80,7 +45,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 # fmt: on
 
 
-class System(_system.System):
+class System(_drit_shared.System):
     """The discriminator of contents, and in every d_iter-th iteration those of images, then two generator steps.
 
     The first half of a batch is encoded and translated; its fakes in the attributes of the other domain are judged
@@ -92,11 +57,9 @@ class System(_system.System):
     Config = Config
     PRESETS = PRESETS
     data = "unpaired"
-    ema = ()
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         dis = _drit.MultiScaleDis if config.dis_scale > 1 else _drit.Dis
         for name in ("disA", "disB", "disA2", "disB2"):
             self.nets[name] = dis(config, config.input_dim_a if "A" in name else config.input_dim_b)
@@ -104,40 +67,18 @@ class System(_system.System):
         self.nets["enc_c"] = _drit.ContentEncoder(config)
         self.nets["enc_a"] = (_drit.VariationalEncoder if config.concat else _drit.AttributeEncoder)(config)
         self.nets["gen"] = (_drit.ConcatGenerator if config.concat else _drit.StyledGenerator)(config)
-        options = {"betas": (0.5, 0.999), "weight_decay": 1e-4}
-        adam, adam_content = Adam(config.lr, **options), Adam(config.lr_dcontent, **options)
         rarely = every(config.d_iter, config.d_iter - 1)
         self.phases = [
-            Phase("D_content", ("disContent",), self.content_loss, adam_content, clip=CLIP),
-            Phase("D", ("disA", "disA2", "disB", "disB2"), self.discriminator_loss, adam, when=rarely),
-            Phase("EG", GENERATORS, self.encoded_loss, adam, when=rarely),
-            Phase("G_alone", RANDOM, self.random_loss, adam, when=rarely, shares="EG"),
+            Phase("D_content", ("disContent",), self.content_loss, self.adam_content, clip=CLIP),
+            Phase("D", ("disA", "disA2", "disB", "disB2"), self.discriminator_loss, self.adam, when=rarely),
+            Phase("EG", GENERATORS, self.encoded_loss, self.adam, when=rarely),
+            Phase("G_alone", RANDOM, self.random_loss, self.adam, when=rarely, shares="EG"),
         ]
 
     @property
     def data_settings(self) -> dict[str, Any]:
         config = self.config
         return {"load_size": config.resize_size, "input_nc": config.input_dim_a, "output_nc": config.input_dim_b}
-
-    def init_weights(self) -> None:
-        """Normal weights of convolutions, of deviation 0.02; all else as PyTorch's layers and those here start."""
-        for module in self.nets.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                nn.init.normal_(getattr(module, "weight_orig", module.weight), 0, 0.02)
-
-    def decay(self, epoch: int) -> float:
-        config = self.config
-        return max(0.0, 1 - max(0, epoch - 1 - config.n_ep_decay) / (config.n_ep - config.n_ep_decay + 1))
-
-    @contextmanager
-    def learning(self) -> Iterator[None]:
-        """A block whose forward the two generator steps, which come later, go back through."""
-        for name in GENERATORS:
-            self.nets[name].requires_grad_(True)  # until the next phase freezes what it does not update
-        with recording():
-            yield
 
     def halves(self, batch: Batch) -> tuple[Images, Images]:
         """The images to encode, and those to judge random fakes against; of a batch of one it is both."""
@@ -157,10 +98,7 @@ class System(_system.System):
 
     def attributes(self, codes: Images) -> Images:
         """Attributes [N,nz] of codes, drawn if these are distributions."""
-        if not self.config.concat:
-            return codes
-        moments = {side: code.chunk(2, 1) for side, code in codes.items()}
-        return {side: mu + self.randn(mu.shape, mu) * (logvar / 2).exp() for side, (mu, logvar) in moments.items()}
+        return {side: self.drawn(code) for side, code in codes.items()}
 
     def first_contents(self, batch: Batch) -> Images:
         """Contents of the images to encode, with which `forward` begins."""
@@ -206,11 +144,6 @@ class System(_system.System):
             made[f"code_random_{side}"] = codes[side][1]
         return made
 
-    def learnt_by(self, batch: Batch, nets: Sequence[str]) -> dict[str, Tensor]:
-        """`forward`, with gradients for some networks only."""
-        parameters = (p for name in nets for p in self.nets[name].parameters())
-        return through(self.forward(batch), [batch["a"], batch["b"], *parameters])
-
     def content_loss(self, batch: Batch) -> dict[str, Tensor]:
         contents = self.first_contents(batch)
         of_a, of_b = self.nets["disContent"](torch.cat([contents["A"], contents["B"]]).detach()).chunk(2)
@@ -241,7 +174,8 @@ class System(_system.System):
         return sum(cross_entropy(scale, True) for scale in self.nets[dis](fake))
 
     def encoded_loss(self, batch: Batch) -> dict[str, Tensor]:
-        made, (real, _) = self.learnt_by(batch, GENERATORS), self.halves(batch)
+        real, _ = self.halves(batch)
+        made = self.learnt_by(self.forward(batch), [batch["a"], batch["b"]], GENERATORS)
         of_contents = self.nets["disContent"](torch.cat([made["content_A"], made["content_B"]])).chunk(2)
         terms = {}
         for side, logits in zip("AB", of_contents, strict=True):
@@ -259,7 +193,8 @@ class System(_system.System):
         return terms
 
     def random_loss(self, batch: Batch) -> dict[str, Tensor]:
-        made, z, terms = self.learnt_by(batch, RANDOM), batch["made"]["z_random"], {}
+        made, terms = self.learnt_by(self.forward(batch), [batch["a"], batch["b"]], RANDOM), {}
+        z = batch["made"]["z_random"]
         for side, other in ("AB", "BA"):
             low, dis, fake = side.lower(), f"dis{side}2", made[f"fake_{side}_random"]
             terms[f"gan2_loss_{low}"] = self.adversarial(dis, fake)
@@ -267,14 +202,9 @@ class System(_system.System):
             terms[f"l1_recon_z_loss_{low}"] = RECONSTRUCTION * F.l1_loss(found, z)
             if self.config.ms:
                 second = made[f"fake_{side}_random2"]
-                apart = F.l1_loss(second, fake) / F.l1_loss(made["z_random2"], z)
                 terms[f"gan2_loss_{low}"] = terms[f"gan2_loss_{low}"] + self.adversarial(dis, second)
-                terms[f"lz_{other}{side}"] = 1 / (apart + 1e-5)
+                terms[f"lz_{other}{side}"] = apart((second, fake), (made["z_random2"], z))
         return terms
-
-    def random_styles(self, count: int) -> Tensor:
-        """Attributes [count,nz] of any domain."""
-        return self.randn((count, NZ), next(self.nets["gen"].parameters()))
 
     def reference_styles(self, images: Tensor) -> Tensor:
         """Attributes [N,nz] of images [N,C,H,W] of domain b, drawn if they are distributions."""
@@ -295,15 +225,3 @@ class System(_system.System):
         images = batch["a"]
         style = self.reference_styles(batch["b"]) if "b" in batch else self.random_styles(len(images))
         return {"fake": self.in_styles(images, [style])[0]}
-
-    def load_original(self, path: str | Path) -> None:
-        """Load <epoch>.pth, or the newest one of a folder."""
-        path = Path(path)
-        file = max(path.glob("*.pth"), default=None) if path.is_dir() else path
-        if file is None:
-            raise ValueError(f"{path}: no <epoch>.pth in it")
-        found = torch.load(file, map_location="cpu", weights_only=True)
-        if missing := [name for name in self.nets if name not in found]:
-            raise ValueError(f"{file} has no network {', '.join(missing)}")
-        for name, net in self.nets.items():
-            load_strictly(net, found[name], file)

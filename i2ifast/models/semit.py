@@ -4,7 +4,8 @@ Contents and codes of classes have two resolutions; what share of the channels l
 iteration, and free to choose in translation. As in the original the depth of its networks is fixed, and learning rates
 are exchanged: that of the generator trains the discriminator.
 
-Where images have no label (`domain` or `reference_domain` -1, and then `index` and `reference_index`, their numbers),
+Where images have no label (`domain` or `reference_domain` -1, and then `index` and `reference_index`, their numbers;
+in training from files those in {phase}_unlabelled/, with num_images as many as there are, labelled or not),
 a classifier is trained first, on those that have one; it gives the others labels, which are learned with it from then
 on, for some are wrong. The original's repository lacks that part: it is the paper's, after Yi and Wu. Probabilistic
 End-to-End Noise Correction for Learning with Noisy Labels. CVPR 2019.

@@ -2,11 +2,12 @@
 
 Qi, Chen, Jia, Koltun. Semi-parametric Image Synthesis. CVPR 2018.
 The canvas of segments is made as `_sims.Bank` says: each is fitted by the box of its shape and cut to the label map.
-The paper's networks for a finer transformation of segments and for their order are not here.
+With `transformer` a network fits it further, with `ordering` it is not cut, and another network says which of two
+neighbours is in front, see `_sims_placing`. Nothing is recorded of the original's.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,9 +21,23 @@ from . import _crn
 from ._blocks import pad_to
 from ._crn import WEIGHTS, ConvNorm, LabelConfig, read_variables, resize
 from ._originals import load_strictly
-from ._sims import Bank, key_of
+from ._sims import Bank, Piece, Segments, cut, key_of, segments
+from ._sims_placing import (
+    Ordering,
+    Transformer,
+    box_of,
+    disturbances,
+    nearer,
+    neighbours,
+    order,
+    pair_patch,
+    transformed,
+    wanted,
+    warp,
+)
 from ._system import Adam, Batch, Phase
 
+PATCH_STRIDE = 32  # of the networks of patches
 REPEATS = (2, 2, 3, 3, 3, 3)  # convolutions of the encoder's levels
 HEADS = {r"g_\d+_conv100": "g_conv100", r"g_semantic_\d+": "g_semantic"}  # of files, with the size in their names
 
@@ -40,8 +55,14 @@ class Config(LabelConfig):
     elide: int = 2  # pixels on both sides of borders between segments that the canvas leaves out
     lr: float = 1e-6  # of the first epoch
     max_lr: float = 1e-4  # reached by 10 % each epoch
+    transformer: bool = False  # a network that fits segments into the canvas
+    ordering: bool = False  # a network that says which of them are in front; learns from disparities
+    patch: int = 128  # side of what both see of an image
+    patch_dim: int = 64  # channels of their first levels
 
     def __post_init__(self) -> None:
+        if self.patch < PATCH_STRIDE or self.patch % PATCH_STRIDE:
+            raise ValueError(f"patch {self.patch}: must be a multiple of {PATCH_STRIDE}")
         if self.semantic and self.semantic < self.num_classes:
             raise ValueError(
                 f"semantic {self.semantic}: must be 0 or at least the number of classes, {self.num_classes}"
@@ -129,7 +150,9 @@ class Generator(nn.Module):
 
 
 class System(_crn.System):
-    """A generator, and the bank of segments that its canvases are made of.
+    """A generator, and the bank of segments that its canvases are made of; networks T and O that place these.
+
+    T learns to undo random transformations of a photograph's own segments, O which of two neighbours in it is nearer.
 
     To make one: `system.build_bank(items)` of a data set of one size, `system.bank.save(file)`; then option `bank`. The
     segments of a photograph itself, known by the name of its label map, are left out in its own canvas.
@@ -142,7 +165,24 @@ class System(_crn.System):
         super().__init__(config)
         self.nets["G"] = Generator(config)
         self.bank = Bank.load(config.bank) if config.bank else None
-        self.phases = [Phase("G", ("G",), self.generator_loss, Adam(config.lr, (0.9, 0.999)))]
+        adam = Adam(config.lr, (0.9, 0.999))
+        self.phases = [Phase("G", ("G",), self.generator_loss, adam)]
+        if config.transformer:
+            self.nets["T"] = Transformer(config.num_classes, config.patch_dim)
+            self.phases.append(Phase("T", ("T",), self.transformer_loss, adam))
+        if config.ordering:
+            self.nets["O"] = Ordering(config.num_classes, config.patch_dim)
+            self.phases.append(Phase("O", ("O",), self.ordering_loss, adam))
+
+    @property
+    def data_settings(self) -> dict[str, Any]:
+        return {"disparity": self.config.ordering}
+
+    def init_weights(self) -> None:
+        """As CRN; transformations are the identity."""
+        super().init_weights()
+        if self.config.transformer:
+            self.nets["T"].reset_theta()
 
     def build_bank(self, dataset: Iterable[Batch]) -> None:
         """Take the segments of a data set's items, which must have one size."""
@@ -163,11 +203,69 @@ class System(_crn.System):
         else:
             without = map(key_of, batch["path"]) if "path" in batch else [None] * len(seg)
             labels = seg.argmax(1).cpu()
+            placing = self.place if self.config.transformer or self.config.ordering else None
             made = [
-                self.bank.canvas(*each) for each in zip(labels, [self.config.elide] * len(seg), without, strict=True)
+                self.bank.canvas(*each, placing)
+                for each in zip(labels, [self.config.elide] * len(seg), without, strict=True)
             ]
             canvas, mask = (torch.stack(each).to(seg) for each in zip(*made, strict=True))
         return {**batch, "canvas": canvas, "mask": mask}
+
+    @torch.no_grad()
+    def place(self, pieces: dict[int, Piece], query: Segments) -> list[Piece]:
+        """See `_sims.Placing`."""
+        config = self.config
+        if config.transformer:
+            pieces = transformed(self.nets["T"], pieces, query, config.patch, config.num_classes)
+        if not config.ordering:
+            return list(cut(pieces, query).values())
+        return [pieces[i] for i in order(self.nets["O"], pieces, query, config.patch, config.num_classes)]
+
+    def segments_of(self, batch: Batch) -> list[Segments]:
+        """Those of the label maps of a batch, once for all phases."""
+        if "segments" not in batch:
+            batch["segments"] = [segments(label) for label in batch["semantics"].argmax(1).cpu()]
+        return batch["segments"]
+
+    def one_of(self, choices: Sequence[Any]) -> Any:
+        return choices[int(self.randint(len(choices), (1,), torch.empty(0)))]
+
+    def transformer_loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Of a segment of each photograph, transformed at random: how far from where it was the network puts it."""
+        net, config, true, asked = self.nets["T"], self.config, [], []
+        for found, image in zip(self.segments_of(batch), batch["image"].cpu(), strict=True):
+            if not len(found.label):
+                continue
+            i = self.one_of(range(len(found.label)))
+            box, shape = box_of(found, i).wider(found.number.shape), (found.number == i).float()[None]
+            true.append(box.patch(torch.cat([(image + 1) / 2 * shape, shape]), config.patch))
+            asked.append(wanted(found, i, box, config.patch, config.num_classes))
+        if not true:
+            return {"T": 0 * net.theta.bias.sum()}
+        true, asked = (torch.stack(each).to(batch["image"]) for each in (true, asked))
+        start = warp(true, disturbances(self.rand((len(true), 4), true)))
+        errors = (warp(start, net(start, asked)) - true)[:, :3].abs().mean(1, keepdim=True)
+        mask = asked[:, :1]
+        return {"T": (errors * mask).sum() / (mask.sum() + 1)}
+
+    def ordering_loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Of two neighbours of different classes in each photograph: cross entropy of the nearer one's class."""
+        if "disparity" not in batch:
+            raise ValueError("the batch has no disparity: what is in front is learned from it")
+        net, config, shown, front = self.nets["O"], self.config, [], []
+        given = zip(self.segments_of(batch), batch["image"].cpu(), batch["disparity"].cpu(), strict=True)
+        for found, image, disparity in given:
+            pairs = [pair for pair in neighbours(found.number) if found.label[pair[0]] != found.label[pair[1]]]
+            near = nearer(found.number, disparity[0], pair := self.one_of(pairs)) if pairs else None
+            if near is not None:
+                picture = (image + 1) / 2 * ((found.number == pair[0]) | (found.number == pair[1]))
+                shown.append(pair_patch(picture, found, pair, config.patch, config.num_classes))
+                front.append(found.label[near])
+        if not shown:
+            return {"O": 0 * net.logits.bias.sum()}
+        shown = torch.stack(shown).to(batch["image"])
+        kept = self.rand((len(shown), net.hidden.out_features), shown) < 0.5
+        return {"O": F.cross_entropy(net(shown, kept), torch.stack(front).to(shown.device))}
 
     def generator_loss(self, batch: Batch) -> dict[str, Tensor]:
         seg = batch["semantics"]

@@ -84,8 +84,9 @@ class LayerNorm(nn.Module):
 class ConditionalNorm(nn.Module):
     """y = act(norm(x) * scale[label] + shift[label]) with a row (scale, shift) of `embed` for each class.
 
-    `kind`: 'batch' or 'instance'. labels [N] integers. Dumoulin et al., A Learned Representation for Artistic Style,
-    ICLR 2017; de Vries et al., Modulating Early Visual Processing by Language, NeurIPS 2017.
+    `kind`: 'batch' or 'instance'. labels [N] integers, or weights [N, num_classes] that mix rows. Dumoulin et al., A
+    Learned Representation for Artistic Style, ICLR 2017; de Vries et al., Modulating Early Visual Processing by
+    Language, NeurIPS 2017.
     """
 
     NORMS = {"batch": nn.BatchNorm2d, "instance": nn.InstanceNorm2d}
@@ -104,7 +105,8 @@ class ConditionalNorm(nn.Module):
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         (statistics,) = statistics_of(x, [self.norm])
-        return modulate_style(x, self.embed(labels), statistics, self.act)
+        style = self.embed(labels) if labels.dim() == 1 else labels @ self.embed.weight
+        return modulate_style(x, style, statistics, self.act)
 
 
 def minibatch_std(x: Tensor, group_size: int = 4, channels: int = 1, eps: float = 1e-8) -> Tensor:

@@ -20,9 +20,12 @@ VARIANTS = ("",)
 def nets_of(name: str, options: dict[str, Any]) -> dict[str, nn.Module]:
     """The networks of a file of keys: those of one data set, and those of two with a mask that tells which."""
     config = Config.from_original(options)
-    both = config.c_dim + options["c2_dim"]
-    wide = {"G_both": Generator(replace(config, c_dim=both + 2)), "D_both": Discriminator(replace(config, c_dim=both))}
-    return {"G": Generator(config), "D": Discriminator(config)} | wide
+    both = replace(config, dataset="Both")
+    return {
+        name + end: net(of)
+        for end, of in (("", config), ("_both", both))
+        for name, net in (("G", Generator), ("D", Discriminator))
+    }
 
 
 def naming(phase: Phase, term: str) -> str:

@@ -2,9 +2,9 @@
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Self
 
 import torch
 from numpy.random import Generator
@@ -18,15 +18,17 @@ __all__ = ["SHOWN", "Inputs", "Options", "Settings", "folder"]
 HELD_OUT = 1999  # photographs of CelebA
 
 SHOWN = ("image", "reference", "fake")
-TAKES = ("image", "reference_domain", "reference")
+TAKES = ("image", "reference_domain", "reference", "reference_attributes")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(_items.Settings):
     num_domains: int | None = None  # how many the system has; None takes as many as there are
     num_references: int = 2  # photographs of another domain that items have: none, reference, or reference2 too
+    generated: bool = False  # the system makes images of domains, and translates none
+    num_images: int = 0  # in training, if some have no domain: of all
     balanced: bool = False  # in training draw the domain of an item, then a photograph of it
-    selected_attrs: Sequence[str] = ()  # of CelebA, instead of domains
+    selected_attrs: Sequence[str] = ()  # of CelebA, instead of domains, or with num_domains besides them
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,6 +80,28 @@ class Domains(_items.Items):
         return item
 
 
+class PartlyLabelled(Domains):
+    """Items {image, domain, index, path, reference, reference_domain, reference_index} of photographs of which some
+    have no domain, -1. References are drawn from all; an index is the number of a photograph."""
+
+    def __init__(
+        self, domains: dict[str, Sequence[Path]], unlabelled: Sequence[Path], settings: Settings, seed: int = 0
+    ) -> None:
+        super().__init__(domains, settings, True, seed)
+        self.files += [(-1, file) for file in unlabelled]
+        if len(self) != settings.num_images:
+            raise ValueError(f"{len(self)} photographs, {len(unlabelled)} of them without a domain, but num_images is "
+                             f"{settings.num_images}")  # fmt: skip
+
+    def item(self, index: int, rng: Generator) -> _items.Item:
+        item: _items.Item = {"path": str(self.files[index][1])}
+        for name, end, number in (("image", "", index), ("reference", "reference_", int(rng.integers(len(self))))):
+            domain, file = self.files[number]
+            item |= {name: self.photo(file, rng), f"{end}domain": torch.tensor(domain)}
+            item[f"{end}index"] = torch.tensor(number)
+        return item
+
+
 class Attributes(_items.Items):
     """Items {image [3,H,W] float32 in [-1, 1], attributes [C] float32, 1 or 0, path} of CelebA's photographs."""
 
@@ -97,6 +121,24 @@ class Attributes(_items.Items):
         file, has = self.files[index]
         attributes = torch.tensor(has, dtype=torch.float32)
         return {"image": self.photo(file, rng), "attributes": attributes, "path": str(file)}
+
+
+class AttributesAndDomains(Attributes):
+    """Items of Attributes, with reference [3,H,W] and reference_domain: a photograph drawn from those of `domains`."""
+
+    def __init__(self, files: Sequence[tuple[Path, Sequence[bool]]], domains: Domains, settings: Settings) -> None:
+        super().__init__(files, settings, domains.train, domains.seed)
+        self.others = domains
+
+    def cached(self, folder: str | Path) -> Self:
+        items = super().cached(folder)
+        items.others = self.others.cached(folder)
+        return items
+
+    def item(self, index: int, rng: Generator) -> _items.Item:
+        item = super().item(index, rng)
+        domain, (file,) = self.others.draw(rng)
+        return item | {"reference": self.others.photo(file, rng), "reference_domain": torch.tensor(domain)}
 
 
 def attributes_of(root: Path, phase: str, selected: Sequence[str]) -> list[tuple[Path, list[bool]]]:
@@ -125,6 +167,7 @@ def find(root: Path, phase: str) -> dict[str, list[Path]]:
     {phase}/<domain>/                photographs, folders below included
     <domain>/                        the same, for phase "train" alone
 
+    Photographs without a domain, if the system takes them, are in {phase}_unlabelled/, folders below included.
     FileNotFoundError where there is none of them.
     """
     listings = [*root.glob(f"{phase}.txt"), *root.glob(f"*list_{phase}.txt")]
@@ -132,10 +175,16 @@ def find(root: Path, phase: str) -> dict[str, list[Path]]:
         return listed(root, listings[0])
     top = root if phase == "train" and not (root / phase).is_dir() else root / phase
     folders = sorted(filter(Path.is_dir, top.iterdir()), key=lambda f: f.name) if top.is_dir() else []
-    found = {each.name: files for each in folders if (files := images_below(each))}
+    named = (each for each in folders if each != unlabelled(root, phase))
+    found = {each.name: files for each in named if (files := images_below(each))}
     if not found:
         raise FileNotFoundError(f"{root}: no {phase}.txt, and no folders with images in {top}")
     return found
+
+
+def unlabelled(root: Path, phase: str) -> Path:
+    """The folder of photographs without a domain."""
+    return root / f"{phase}_unlabelled"
 
 
 def listed(root: Path, listing: Path) -> dict[str, list[Path]]:
@@ -164,16 +213,31 @@ def number(domain: str, data: Path | None, count: int | None) -> int:
 def folder(
     root: str | Path, phase: str, settings: Settings, seed: int = 0, train: bool = False
 ) -> Domains | Attributes:
-    """The domains of `phase` below `root`, see `find`; with selected_attrs CelebA, see `attributes_of`."""
-    if settings.selected_attrs:
-        return Attributes(attributes_of(Path(root), phase, settings.selected_attrs), settings, train, seed)
-    return Domains(find(Path(root), phase), settings, train, seed)
+    """The domains of `phase` below `root`, see `find`; with selected_attrs CelebA, see `attributes_of`.
+
+    Where the system has domains too, they are in {phase}/<domain>/ beside CelebA's images, and resized without a crop.
+    """
+    root = Path(root)
+    if train and settings.num_images:
+        without = images_below(unlabelled(root, phase))
+        return PartlyLabelled(find(root, phase), without, settings, seed)
+    if not settings.selected_attrs:
+        return Domains(find(root, phase), settings, train, seed)
+    files = attributes_of(root, phase, settings.selected_attrs)
+    if settings.num_domains is None:
+        return Attributes(files, settings, train, seed)
+    if not (root / phase).is_dir():
+        raise FileNotFoundError(f"{root / phase}: no such folder, which has a folder for each domain")
+    domains = Domains(find(root, phase), replace(settings, preprocess_mode="fixed", load_size=None), train, seed)
+    return AttributesAndDomains(files, domains, settings)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    images: Path
+    images: Path | None = None
     """folder of photographs"""
+    count: int = 16
+    """images to make, with a system that makes them of domains alone"""
     domain: str | None = None
     """number of the domain to translate to, or its name in --data"""
     data: Path | None = None
@@ -186,15 +250,23 @@ class Inputs:
     def batches(self, system: Any, size: int) -> Iterator[dict[str, Any]]:
         """All photographs, as they are, in batches of at most `size` of the same height and width.
 
+        Where images are generated, `count` empty ones, of random domains if none is given.
         With a domain: `domain` and `reference_domain`, its number. With references: `references` [N,K,3,H,W], all
-        there are, and `reference`, the first of them. With attributes: `attributes` [N,C], 1 for those named.
+        there are, and `reference`, the first of them. With attributes: `reference_attributes` [N,C], 1 for those named.
         """
-        settings, images, given = Settings.of(system), _items.images_of(self.images), {}
-        if self.attributes or settings.selected_attrs:
+        settings, given = Settings.of(system), {}
+        if not settings.generated and self.images is None:
+            raise ValueError("what to translate: name a folder of --images")
+        of_domains = settings.num_domains is not None or not settings.selected_attrs
+        if self.attributes or settings.selected_attrs and (self.domain is None or not of_domains):
+            if self.domain is not None:
+                either = "either it or attributes" if of_domains else "attributes"
+                raise ValueError(f"domain {self.domain!r}: name {either}, of {', '.join(settings.selected_attrs)}")
             if unknown := set(self.attributes) - set(settings.selected_attrs):
                 raise ValueError(f"attributes {', '.join(sorted(unknown))}: the system has {settings.selected_attrs}")
-            given["attributes"] = torch.tensor([float(name in self.attributes) for name in settings.selected_attrs])
-        elif self.domain is None and self.references is None:
+            has = [float(name in self.attributes) for name in settings.selected_attrs]
+            given["reference_attributes"] = torch.tensor(has)
+        elif self.domain is None and self.references is None and not settings.generated:
             raise ValueError("what to translate to: name a --domain, or a folder of --references")
         if self.domain is not None:
             target = number(self.domain, self.data, settings.num_domains)
@@ -202,5 +274,9 @@ class Inputs:
         if self.references is not None:
             given["references"] = torch.stack([settings.photo(file) for file in _items.images_of(self.references)])
             given["reference"] = given["references"][0]
-        items = ({"image": to_tensor(read_photo(file)), "path": file, **given} for file in images)
+        if settings.generated:
+            items = ({"image": torch.empty(0), "path": Path(f"{number:05d}"), **given} for number in range(self.count))
+        else:
+            images = _items.images_of(self.images)
+            items = ({"image": to_tensor(read_photo(file)), "path": file, **given} for file in images)
         return _items.batches_by_size(items, size, lambda item: item["image"].shape)

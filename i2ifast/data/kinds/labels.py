@@ -19,7 +19,7 @@ TAKES = ("label", "instance", "image")
 
 UNKNOWN = 255  # in files; class `label_nc` with contain_dontcare_label
 # Cityscapes' names have these after what pairs them, outermost first.
-ENDINGS = ("_labelIds", "_instanceIds", "_leftImg8bit", "_gtFine", "_gtCoarse")
+ENDINGS = ("_labelIds", "_instanceIds", "_leftImg8bit", "_disparity", "_gtFine", "_gtCoarse")
 
 
 Layout = Literal["auto", "coco", "ade20k", "cityscapes", "celebamask", "deepfashion"]
@@ -52,6 +52,7 @@ class Classes(_items.Settings):
 @dataclass(frozen=True, kw_only=True)
 class Settings(Classes, Options):
     instance: bool = True  # read instance maps
+    disparity: bool = False  # read disparities in training: integers per pixel, more is nearer, 0 unknown
     add_dist: bool = False  # offsets of pixels from the centres of their objects, see `i2ifast.labels.centre_offsets`
     plan_sizes: Sequence[tuple[int, int]] = ()  # levels of label plans that batches have made
     plan_windows: Sequence[PooledWindows] = ()  # and windows of single convolutions, in training
@@ -191,18 +192,25 @@ def checked(label: np.ndarray, path: str | Path, settings: Classes) -> np.ndarra
 class LabelDataset(_items.Items):
     """Items {label, instance [1,H,W] int64, image [3,H,W] float32 in [-1, 1], path of the label map} of `files`.
 
-    `instance` is there if settings.instance, `dist` [2,H,W] if settings.add_dist, `image` if the file is. Batches have
-    a label `plan` too.
+    `instance` is there if settings.instance, `dist` [2,H,W] if settings.add_dist, `image` if the file is, `disparity`
+    [1,H,W] int64 if there are `disparities`, a file for each. Batches have a label `plan` too.
     """
 
-    def __init__(self, files: Sequence[Files], settings: Settings, train: bool = False, seed: int = 0) -> None:
+    def __init__(
+        self,
+        files: Sequence[Files],
+        settings: Settings,
+        train: bool = False,
+        seed: int = 0,
+        disparities: Sequence[Path] = (),
+    ) -> None:
         for file in files:
             if settings.instance and file.instance is None:
                 raise ValueError(f"{file.label}: has no instance map (instance=False does without)")
             if train and file.image is None:
                 raise ValueError(f"{file.label}: has no photograph to learn from")
         super().__init__(settings, train, seed)
-        self.files = list(files)
+        self.files, self.disparities = list(files), list(disparities)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -220,6 +228,8 @@ class LabelDataset(_items.Items):
             item["dist"] = where.offsets(centre_offsets(torch.from_numpy(label)[None])[0])
         if settings.instance:
             item["instance"] = where.map(read_instances(file.instance, file.label, label))
+        if self.disparities:
+            item["disparity"] = where.map(read_instances(self.disparities[index], file.label, label))
         if file.image is not None:
             image = self.open(file.image)
             rounding = max(*image.size, width, height)  # one pixel of the smaller of the two
@@ -240,7 +250,7 @@ class LabelDataset(_items.Items):
 
 
 def read_instances(file: Path, label_file: Path, label: np.ndarray) -> np.ndarray:
-    """Instance map [H,W] int32 that belongs to a label map; ValueError if it is of another size."""
+    """Instance map or disparities [H,W] int32 that belong to a label map; ValueError if they are of another size."""
     instance = read_map(file)
     if instance.shape != label.shape:
         raise ValueError(
@@ -251,8 +261,13 @@ def read_instances(file: Path, label_file: Path, label: np.ndarray) -> np.ndarra
 
 
 def folder(root: str | Path, phase: str, settings: Settings, seed: int = 0, train: bool = False) -> LabelDataset:
-    """The data set of `phase` below `root`, see `find`."""
-    return LabelDataset(find(root, phase, settings.dataset_mode), settings, train, seed)
+    """The data set of `phase` below `root`, see `find`; disparities are in {phase}_disparity, or Cityscapes' own."""
+    files, disparities = find(root, phase, settings.dataset_mode), []
+    if train and settings.disparity:
+        found = images_in(Path(root) / f"{phase}_disparity")
+        found = found or sorted((Path(root) / "disparity" / phase).rglob("*_disparity.png"), key=natural)
+        disparities = pair([file.label for file in files], found, ENDINGS)
+    return LabelDataset(files, settings, train, seed, disparities)
 
 
 @dataclass(frozen=True, kw_only=True)
