@@ -59,8 +59,7 @@ def found(case: Case, variant: str, backend: str, folder: Path) -> dict[str, Ten
     sampled = system.sample(z, given["cam_RT"], given["obj_masks"])
     objective = (sampled.images.flatten(0, 1) * given["gy_img"]).sum() + 0.03 * system.compactness(sampled)
     objective.backward()
-    of_features = system.nets["G"]["generator_3d"].mlp_feat.named_parameters()
-    gradients = {f"grad.train.G3D.mlp_feat.{key}": p.grad for key, p in of_features}
+    gradients = {f"grad.train.G3D.{key}": p.grad for key, p in system.nets["G"]["generator_3d"].named_parameters()}
     first, second = sampled.scenes
     layers, n = sampled.layers[0], len(z)
     pose, scale, numbers = system.nets["G"]["generator_3d"](z)
