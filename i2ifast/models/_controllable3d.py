@@ -67,9 +67,9 @@ def projected(points: Tensor, size: int) -> Tensor:
     return size * (points[..., :2] / points[..., 2:] + 0.5)
 
 
-def rays(size: int, like: Tensor) -> Tensor:
-    """[size, size, 3]: where the centres of pixels lie at depth 1."""
-    line = (torch.arange(size, device=like.device, dtype=like.dtype) + 0.5) / size - 0.5
+def rays(size: int, like: Tensor, at: float = 0.5) -> Tensor:
+    """[size, size, 3]: where pixels lie at depth 1: their centres, or other places `at` of them."""
+    line = (torch.arange(size, device=like.device, dtype=like.dtype) + at) / size - 0.5
     v, u = torch.meshgrid(line, line, indexing="ij")
     return torch.stack([u, v, torch.ones_like(u)], 2)
 
