@@ -21,6 +21,7 @@ NEAR, FAR, RADIUS = 0.1, 4.0, 2.0
 SOFTNESS = 1e-2  # of the edges of quads, in squared units of length
 SHARPNESS = 0.1  # of the choice between the faces of a cuboid that lie behind each other
 EDGE = 1e-3  # that lengths of edges are taken longer by
+SLANT = 1e-6  # that is added to how far rays go into a face per unit of depth
 POINT = 3  # numbers of a point in front of its features: its place
 
 
@@ -66,9 +67,9 @@ def projected(points: Tensor, size: int) -> Tensor:
     return size * (points[..., :2] / points[..., 2:] + 0.5)
 
 
-def rays(size: int, like: Tensor) -> Tensor:
-    """[size, size, 3]: where the centres of pixels lie at depth 1."""
-    line = (torch.arange(size, device=like.device, dtype=like.dtype) + 0.5) / size - 0.5
+def rays(size: int, like: Tensor, at: float = 0.5) -> Tensor:
+    """[size, size, 3]: where pixels lie at depth 1: their centres, or other places `at` of them."""
+    line = (torch.arange(size, device=like.device, dtype=like.dtype) + at) / size - 0.5
     v, u = torch.meshgrid(line, line, indexing="ij")
     return torch.stack([u, v, torch.ones_like(u)], 2)
 
@@ -99,7 +100,8 @@ class Faces:
             half = scale[:, None, others]
             longer = 2 * half.flip(2) / (2 * half.flip(2) + EDGE)
             for side in (-1, 1):
-                depth = (centre[:, axis] + side * scale[:, axis])[:, None] / towards[..., axis]
+                # Rays that enter meet a face a little early, those that leave a little late.
+                depth = (centre[:, axis] + side * scale[:, axis])[:, None] / (towards[..., axis] - side * SLANT)
                 at = (depth[..., None] * towards - centre[:, None])[..., others]
                 beyond = at.abs() - half
                 inside = (beyond <= 0).all(2)

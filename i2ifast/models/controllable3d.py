@@ -1,8 +1,5 @@
 """Controllable 3D synthesis: scenes of objects that can be moved, turned and left out, from images alone.
 
-The consistency term is the paper's in our words: recorded values of the original's are not reproduced, nor are the
-gradients that it takes part in.
-
 Liao, Schwarz, Mescheder, Geiger. Towards Unsupervised Learning of Generative Models for 3D Controllable Image
 Synthesis. CVPR 2020.
 """
@@ -37,6 +34,7 @@ from ._controllable3d import (
 from ._originals import load_strictly
 from ._system import Batch, Phase, RMSprop
 
+VISIBLE = 0.4  # alpha beyond which a pixel of an object has to be found again in its other view
 OFFSET = 0.3  # of depths within an object from its centre's, as a share of the farthest
 
 
@@ -121,6 +119,11 @@ class Layers(NamedTuple):
         return torch.where(self.alpha > 0.5, self.depth, 1.0)
 
     @property
+    def on_black(self) -> Tensor:
+        """[M, 3, H, W] in [0, 1]."""
+        return (self.rgb + 1) / 2 * self.alpha
+
+    @property
     def single(self) -> Tensor:
         """[M, 4, H, W]: objects alone on white, and their depth."""
         return torch.cat([self.rgb * self.alpha + 1 - self.alpha, self.solid], 1)
@@ -137,11 +140,10 @@ class Sampled(NamedTuple):
 class System(_system.System):
     """Discriminator with R1 on real images, then generator: 3D objects, a renderer, and a 2D network that refines it.
 
-    Backgrounds are white: those of the original are rendered by a rasteriser of its own. Its consistency term warps
-    objects into each other's views; so does this one, but it is not known to weigh pixels alike. No gradient of it goes
-    to the 3D generator. `translate` makes as many images as there are, or those of `latent`, seen from the camera
-    `view` [N,3,4], with `keep` [N,n_prim] objects, turned by `turn` [N,n_prim] radians about the vertical and moved by
-    `move` [N,n_prim,3].
+    Backgrounds are white: those of the original are rendered by a rasteriser of its own. No gradient of the
+    consistency term goes to the 3D generator. `translate` makes as many images as there are, or those of `latent`, seen
+    from the camera `view` [N,3,4], with `keep` [N,n_prim] objects, turned by `turn` [N,n_prim] radians about the
+    vertical and moved by `move` [N,n_prim,3].
     """
 
     Config = Config
@@ -257,29 +259,33 @@ class System(_system.System):
         """Mean area of objects, small ones counted as a tenth of the image."""
         return torch.cat([scene.area for scene in sampled.scenes]).clamp(min=0.1).mean()
 
-    def consistency(self, sampled: Sampled, z: Tensor) -> Tensor:
-        """How much objects differ, in depth and five times in colour, from where their moved selves say they are.
+    def redrawn(self, sampled: Sampled, z: Tensor) -> Sampled:
+        """Rendered objects, cut off from the 3D generator, drawn once more: what only the 2D generator learns from."""
+        scenes = tuple(Scene(*(part.detach() for part in scene)) for scene in sampled.scenes)
+        return Sampled(scenes, tuple(self.draw(scene, z) for scene in scenes), sampled.images)
 
-        Only the 2D generator learns from it: it draws the rendered objects once more, cut off from the 3D generator.
-        """
-        scenes = [Scene(*(part.detach() for part in scene)) for scene in sampled.scenes]
-        layers = [self.draw(scene, z) for scene in scenes]
-        found = [self.disagreement(*(part[i] for i in way for part in (layers, scenes))) for way in ((0, 1), (1, 0))]
-        return torch.stack(found).sum()
+    def consistency(self, sampled: Sampled) -> Tensor:
+        """How much objects differ, in depth and five times in colour, from where their moved selves say they are."""
+        views = list(zip(sampled.layers, sampled.scenes, strict=True))
+        return self.disagreement(*views[0], *views[1]) + self.disagreement(*views[1], *views[0])
 
     def disagreement(self, layers: Layers, scene: Scene, other_layers: Layers, other_scene: Scene) -> Tensor:
-        """Of objects with their other selves, at the pixels where each is found again there."""
+        """Of objects with their other selves, at the pixels where they are visible: mean |depth| + 5 mean |colour|.
+
+        Colours are in [0, 1] on black, depths are distances. As in the original a pixel is taken to lie at its corner,
+        half a pixel off from where it is rendered.
+        """
         size, turn = self.config.img_size, scene.view[:, :, :3]
-        points = FAR * layers.depth.movedim(1, 3) * rays(size, layers.depth)
+        points = FAR * layers.depth.movedim(1, 3) * rays(size, layers.depth, at=0)
         own = ((points - scene.view[:, None, None, :, 3]).flatten(1, 2) @ turn).view_as(points)
         there = placed(own, other_scene.view)
         # Behind the camera nothing is found; a depth of 0 would have no place.
         depth = there[..., 2:].clamp(min=1e-3)
         grid = 2 * projected(torch.cat([there[..., :2], depth], 3), size) / (size - 1) - 1
-        again = F.grid_sample(other_layers.single, grid, padding_mode="border", align_corners=True)
-        colours = (again[:, :3] - layers.single[:, :3]).abs()
-        depths = (again[:, 3:] - depth.movedim(3, 1) / FAR).abs()
-        return (layers.alpha * depths).mean() + 5 * (layers.alpha * colours).mean()
+        other = torch.cat([other_layers.on_black, FAR * other_layers.depth], 1)
+        again = F.grid_sample(other, grid, padding_mode="border", align_corners=True)
+        apart = (again - torch.cat([layers.on_black, depth.movedim(3, 1)], 1)).abs() * (layers.alpha > VISIBLE)
+        return apart[:, 3:].mean() + 5 * apart[:, :3].mean()
 
     def discriminator_loss(self, batch: Batch) -> dict[str, Tensor]:
         real = batch["image"].detach().requires_grad_()
@@ -300,7 +306,7 @@ class System(_system.System):
         return {
             "G": cross_entropy(self.nets["D"](sampled.images[:, 0, :3])[:, :1], True),
             "compactness": config.loss_compact * self.compactness(sampled),
-            "consistency": config.loss_consistency * self.consistency(sampled, z),
+            "consistency": config.loss_consistency * self.consistency(self.redrawn(sampled, z)),
         }
 
     @torch.no_grad()

@@ -43,10 +43,23 @@ def build(case: Case) -> System:
     return system
 
 
+def watched(system: System, values: dict[str, Tensor]) -> None:
+    """Adds to `values` what layers put out at first: of the objects as they are, before they are moved."""
+    three, two, judge = system.nets["G"]["generator_3d"], system.nets["G"]["generator_2d"], system.nets["D"]
+    layers = {
+        "G3D.mlp_tr": three.mlp_tr, "G3D.mlp_feat": three.mlp_feat, "G2D.conv_img_in": two.conv_img_in,
+        "G2D.mlp": two.mlp.model, "G2D.resnet": two.resnet[-1], "G2D.conv_img": two.conv_img,
+    }  # fmt: skip
+
+    def keep(name: str, value: Tensor) -> None:
+        values.setdefault(f"out.train.{name}", value)
+
+    for name, layer in layers.items():
+        layer.register_forward_hook(lambda _, __, y, name=name: keep(name, y))
+    judge.fc["module"].register_forward_pre_hook(lambda _, given: keep("D.model", given[0]))
+
+
 def found(case: Case, variant: str, backend: str, folder: Path) -> dict[str, Tensor]:
-    """What agrees with the recording. Missing are the consistency term, whose definition is not known, gradients that
-    have some of it, and outputs of layers: no case passes as a whole.
-    """
     system, given = build(case), case.inputs("in.")
     z = given["z"].requires_grad_()
     turned, shifted = given["tf0_R"], given["tf0_t"][:, :, None]
@@ -56,16 +69,22 @@ def found(case: Case, variant: str, backend: str, folder: Path) -> dict[str, Ten
         return torch.cat([turned @ turn.mT.detach() @ turn, shifted + place - place.detach()], 2)
 
     system.transformed = transformed
+    values: dict[str, Tensor] = {}
+    watched(system, values)
     sampled = system.sample(z, given["cam_RT"], given["obj_masks"])
-    objective = (sampled.images.flatten(0, 1) * given["gy_img"]).sum() + 0.03 * system.compactness(sampled)
+    compactness, consistency = system.compactness(sampled), system.consistency(sampled)
+    objective = (sampled.images.flatten(0, 1) * given["gy_img"]).sum() + 0.03 * compactness + 0.1 * consistency
     objective.backward()
-    of_features = system.nets["G"]["generator_3d"].mlp_feat.named_parameters()
-    gradients = {f"grad.train.G3D.mlp_feat.{key}": p.grad for key, p in of_features}
-    first, second = sampled.scenes
-    layers, n = sampled.layers[0], len(z)
+    values |= {"grad.train.in.z": z.grad, "loss.train.compactness": compactness, "loss.train.consistency": consistency}
+    for name, key in (("G3D", "generator_3d"), ("G2D", "generator_2d")):
+        net = system.nets["G"][key]
+        values |= {f"grad.train.{name}.{key}": p.grad for key, p in net.named_parameters()}
+        values |= {f"post.train.{name}.{key}": buffer.clone() for key, buffer in net.named_buffers()}
+    (first, second), layers, n = sampled.scenes, sampled.layers[0], len(z)
     pose, scale, numbers = system.nets["G"]["generator_3d"](z)
-    values: dict[str, Tensor] = {
+    outputs = {
         "R": pose[:, :, :3].contiguous(), "t": pose[:, :, 3].contiguous(), "scale": scale, "feature": numbers,
+        "G3D.tanh": pose[:, :, 3].contiguous(), "G3D.sigmoid": (scale - 0.1) / 0.5,
         "prim_RT": first.view, "tf0_prim_RT": second.view, "prim_area": first.area,
         "prim_center_depth": first.view[:, 2, 3] / 4,
         "prim": torch.cat([first.features, 2 * first.cover - 1, 2 * first.nearest - 1], 1),
@@ -76,16 +95,11 @@ def found(case: Case, variant: str, backend: str, folder: Path) -> dict[str, Ten
     real = given["d_x"].requires_grad_()
     label = [0, system.config.nlabels - 1]
     logits = system.nets["D"](real)[range(n), (label * n)[:n]]
-    values["d"] = logits
     penalty = 10 * input_gradient(logits, real).square().sum(1).mean()
     judged = cross_entropy(logits, True)
     (judged + penalty).backward()
-    values = {f"out.train.{name}": value for name, value in values.items()}
-    values |= {"loss.train.compactness": system.compactness(sampled)}
+    values |= {f"out.train.{name}": value for name, value in (outputs | {"d": logits}).items()}
     values |= {"loss.train.d_real": judged, "loss.train.r1_x10": penalty}
     values |= {f"grad.train.D.{key}": p.grad for key, p in system.nets["D"].named_parameters(remove_duplicate=False)}
     values |= {f"post.train.D.{key}": b for key, b in system.nets["D"].named_buffers(remove_duplicate=False)}
-    for name, net in (("G3D", "generator_3d"), ("G2D", "generator_2d")):
-        buffers = system.nets["G"][net].named_buffers()
-        values |= {f"post.train.{name}.{key}": buffer for key, buffer in buffers}
-    return gradients | values
+    return values
