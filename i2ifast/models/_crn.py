@@ -16,6 +16,7 @@ from i2ifast.nn.conv import convolve
 from i2ifast.nn.vgg import VGG
 
 from . import _system
+from ._config import Cropped
 from ._originals import load_strictly
 from ._system import Batch
 
@@ -28,7 +29,7 @@ WEIGHTS = {
 
 
 @dataclass
-class LabelConfig:
+class LabelConfig(Cropped):
     """The options of systems of label maps without instances."""
 
     label_nc: int = 19
@@ -51,11 +52,6 @@ class LabelConfig:
     def num_classes(self) -> int:
         """Labels are 0 .. num_classes - 1."""
         return self.label_nc + self.contain_dontcare_label
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of training images."""
-        return round(self.crop_size / self.aspect_ratio), self.crop_size
 
     @property
     def stride(self) -> int:

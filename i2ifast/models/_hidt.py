@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from i2ifast import _backend
 from i2ifast.nn.conv import Conv2d, NarrowConv2d
 
-from ._munit import Conv2dBlock, MsImageDis, ResBlocks
-from .munit import MLP
+from ._munit import MLP, Conv2dBlock, MsImageDis, ResBlocks
 
 SKIPPED = 5  # channels that skip connections take, the first ones of a map
 STRIDE = 4  # pixels of an image to one of its content, two steps down

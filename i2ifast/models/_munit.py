@@ -18,8 +18,9 @@ from i2ifast.ops import instance_statistics, modulate_style
 
 from . import _system
 from ._blocks import numbered
+from ._config import check_choices
 from ._losses import VGG16, cross_entropy, least_squares
-from ._originals import load_strictly, named
+from ._originals import flattened, load_strictly, named, require
 from ._system import Adam, Batch, Phase
 
 IMAGE = 4  # most channels that an image has
@@ -59,15 +60,8 @@ class Config:
     gamma: float = 0.5
 
     def __post_init__(self) -> None:
-        known = {
-            "gen_activ": ACTIVATIONS,
-            "gen_pad_type": PADDINGS,
-            "dis_pad_type": PADDINGS,
-            "dis_gan_type": GAN_LOSSES,
-        }
-        for name, values in known.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(values)}")
+        check_choices(self, gen_activ=ACTIVATIONS, gen_pad_type=PADDINGS, dis_pad_type=PADDINGS)
+        check_choices(self, dis_gan_type=GAN_LOSSES)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -77,11 +71,8 @@ class Config:
     @classmethod
     def from_original(cls, options: dict[str, Any]) -> Self:
         """From the original's configuration file; ValueError for a network these systems do not have."""
-        flat = {key: value for key, value in options.items() if key not in ("gen", "dis")}
-        flat |= {f"{part}_{key}": value for part in ("gen", "dis") for key, value in options[part].items()}
-        for name, value in {"dis_norm": "none", "dis_activ": "lrelu", "init": "kaiming", "lr_policy": "step"}.items():
-            if flat.get(name, value) != value:
-                raise ValueError(f"{name} {flat[name]!r}: only {value!r} is supported")
+        flat = options | flattened(options, "gen", "dis")
+        require(flat, dis_norm="none", dis_activ="lrelu", init="kaiming", lr_policy="step")
         return cls(**named(cls, flat))
 
 

@@ -22,6 +22,7 @@ from i2ifast.nn.vgg import read_state
 
 from . import _system
 from ._blocks import numbered, reset
+from ._config import Cropped
 from ._originals import load_strictly, named
 from ._system import Adam, Batch, Phase
 
@@ -29,7 +30,7 @@ STRIDE = 8  # pixels of an image to one of its deepest features
 
 
 @dataclass
-class Config:
+class Config(Cropped):
     """Options of the original, the width of its networks and the size of training images."""
 
     channels: int = 64  # of the first features
@@ -41,11 +42,6 @@ class Config:
     lr_decay: float = 5e-5
     load_size: int = 512
     crop_size: int = 256
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of training images."""
-        return self.crop_size, self.crop_size
 
     @classmethod
     def from_original(cls, options: dict[str, Any]) -> "Config":

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from . import _system
 from ._blocks import pad_to
+from ._config import Cropped, check_choices
 from ._cyclegan import (
     DOWNS,
     GAN_MODES,
@@ -23,7 +24,6 @@ from ._cyclegan import (
     Rand,
     UnetGenerator,
     activation,
-    check_choice,
     init_weights,
     norm_act,
     patch_layers,
@@ -31,7 +31,7 @@ from ._cyclegan import (
     upsampled,
 )
 from ._losses import kl_divergence
-from ._originals import load_nets, named
+from ._originals import load_nets, named, require
 from ._system import Adam, Batch, Phase
 
 Norm = Literal["instance", "batch"]
@@ -44,7 +44,7 @@ ACTIVATIONS = {"relu": "relu", "lrelu": 0.2}
 
 
 @dataclass
-class Config:
+class Config(Cropped):
     """Options of the original, under its names."""
 
     input_nc: int = 3  # channels of a
@@ -85,21 +85,13 @@ class Config:
     ONLY: ClassVar[dict[str, Any]] = {"lr_policy": "linear"}
 
     def __post_init__(self) -> None:
-        kinds = {"norm": get_args(Norm), "where_add": ("all", "input"), "upsample": ("basic", "bilinear")}
-        tables = {"netG": DOWNS, "netD": D_LAYERS, "netD2": D_LAYERS, "netE": E_LAYERS, "nl": ACTIVATIONS}
-        tables |= {"gan_mode": GAN_MODES}
-        for name, choices in (kinds | {name: tuple(table) for name, table in tables.items()}).items():
-            check_choice(name, getattr(self, name), choices)
-        check_choice("init_type", self.init_type, get_args(Init))
+        check_choices(self, norm=get_args(Norm), where_add=("all", "input"), upsample=("basic", "bilinear"))
+        check_choices(self, netG=DOWNS, netD=D_LAYERS, netD2=D_LAYERS, netE=E_LAYERS, nl=ACTIVATIONS)
+        check_choices(self, gan_mode=GAN_MODES, init_type=get_args(Init))
         if self.num_Ds < 2:
             raise ValueError(f"num_Ds {self.num_Ds}: must be at least 2")
         if self.crop_size % self.stride:
             raise ValueError(f"crop_size {self.crop_size}: must be a multiple of {self.stride} for {self.netG}")
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of training images."""
-        return self.crop_size, self.crop_size
 
     @property
     def stride(self) -> int:
@@ -114,9 +106,7 @@ class Config:
     @classmethod
     def from_original(cls, options: dict[str, Any]) -> "Config":
         """From the original's option names and values; ValueError for what this system does not have."""
-        for name, value in cls.ONLY.items():
-            if options.get(name, value) != value:
-                raise ValueError(f"{name} {options[name]!r}: only {value!r} is supported")
+        require(options, **cls.ONLY)
         return cls(**named(cls, options))
 
 

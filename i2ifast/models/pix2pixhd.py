@@ -21,9 +21,10 @@ from i2ifast.nn.losses import multiscale
 
 from . import _feature_clusters, _system
 from ._blocks import pad_to, reset
+from ._config import check_choices
 from ._feature_clusters import Clusters
 from ._losses import GAN_LOSSES, VGG19, feature_matching, perceptual
-from ._originals import load_nets
+from ._originals import load_nets, named, require
 from ._pix2pixhd import NORMS, Encoder, Features, GlobalGenerator, LocalEnhancer, MultiscaleDiscriminator
 from ._pool import ImagePool
 from ._system import Adam, Batch, Phase
@@ -73,9 +74,7 @@ class Config:
     niter_decay: int = 100  # epochs of linear decay to zero
 
     def __post_init__(self) -> None:
-        for name, known in (("norm", NORMS), ("netG", GENERATORS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(known)}")
+        check_choices(self, norm=NORMS, netG=GENERATORS)
         if self.instance_feat and not self.instance:
             raise ValueError("instance_feat: needs instance, for the maps")
         if self.label_feat and not self.label_nc:
@@ -117,12 +116,9 @@ class Config:
     @classmethod
     def from_original(cls, options: dict[str, Any]) -> "Config":
         """From the original's option names and values; ValueError for what this system does not have."""
-        for name, value in {"use_dropout": False, "load_features": False}.items():
-            if options.get(name, value) != value:
-                raise ValueError(f"{name} {options[name]!r}: only {value!r} is supported")
-        values = {name: options[name] for name in cls.__dataclass_fields__ if name in options}
+        require(options, use_dropout=False, load_features=False)
         positive = {"instance": "no_instance", "lsgan": "no_lsgan", "ganFeat": "no_ganFeat_loss"}
-        return cls(**values | {name: not options[negative] for name, negative in positive.items()})
+        return cls(**named(cls, options) | {name: not options[negative] for name, negative in positive.items()})
 
 
 LOCAL = dict(netG="local", ngf=32, num_D=3, resize_or_crop="none", niter=50, niter_decay=50, niter_fix_global=10)

@@ -18,8 +18,9 @@ from i2ifast.nn import InstanceNormAct, SPADEResnetBlock, label_conv2d, spectral
 
 from . import _system
 from ._blocks import pad_to
+from ._config import Cropped, check_choices
 from ._losses import GAN_LOSSES, VGG19, feature_matching, kl_divergence, perceptual
-from ._originals import load_nets, named
+from ._originals import load_nets, named, require
 from ._system import Adam, Batch, Phase, every
 
 Semantics = Tensor | labels.LabelPlan
@@ -30,7 +31,7 @@ Z_DIM = 256  # fixed by the original's encoder
 
 
 @dataclass
-class Config:
+class Config(Cropped):
     """Options of the original, under its names, except that negative ones (no_instance, no_TTUR) are positive here."""
 
     label_nc: int = 182
@@ -66,11 +67,7 @@ class Config:
     }  # fmt: skip
 
     def __post_init__(self) -> None:
-        if self.gan_mode not in GAN_LOSSES:
-            raise ValueError(f"gan_mode {self.gan_mode!r}: expected one of {', '.join(GAN_LOSSES)}")
-        if self.num_upsampling_layers not in UPSAMPLINGS:
-            known = ", ".join(UPSAMPLINGS)
-            raise ValueError(f"num_upsampling_layers {self.num_upsampling_layers!r}: expected one of {known}")
+        check_choices(self, gan_mode=GAN_LOSSES, num_upsampling_layers=UPSAMPLINGS)
         if any(side % self.stride or not side for side in self.size):
             size = f"{self.size[1]}x{self.size[0]} (crop_size {self.crop_size}, aspect_ratio {self.aspect_ratio})"
             raise ValueError(f"images of {size} pixels: both sides must be multiples of {self.stride}")
@@ -93,11 +90,6 @@ class Config:
         return 2 ** UPSAMPLINGS[self.num_upsampling_layers]
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of training images."""
-        return round(self.crop_size / self.aspect_ratio), self.crop_size
-
-    @property
     def latent(self) -> tuple[int, int]:
         """Height and width of the generator's first map for training images."""
         return self.size[0] // self.stride, self.size[1] // self.stride
@@ -105,10 +97,7 @@ class Config:
     @classmethod
     def from_original(cls, options: dict[str, Any]) -> "Config":
         """From the original's option names and values; ValueError for a network this system does not have."""
-        only = cls.ONLY | ({"z_dim": Z_DIM} if options["use_vae"] else {})
-        for name, value in only.items():
-            if options.get(name, value) != value:
-                raise ValueError(f"{name} {options[name]!r}: only {value!r} is supported")
+        require(options, **cls.ONLY, **({"z_dim": Z_DIM} if options["use_vae"] else {}))
         values = named(cls, options)
         values |= {"instance": not options["no_instance"], "ttur": not options["no_TTUR"]}
         values |= {"lambda_feat": 0.0} if options["no_ganFeat_loss"] else {}
