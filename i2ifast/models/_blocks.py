@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from i2ifast.labels import LabelPlan
 from i2ifast.nn import AdaILN, InstanceNormAct, spectral_norm
 from i2ifast.nn.conv import Conv2d
 from i2ifast.ops import modulate_mixed
@@ -199,6 +200,13 @@ def linear_decay(step: int, iterations: int) -> float:
     return max(0.0, 1 - max(0, step + 1 - half) / half)
 
 
+def decay_from(niter: int, niter_decay: int, epoch: int) -> float:
+    """1 up to epoch niter + 1, then a line to 0 after epoch niter + niter_decay; always 1 without niter_decay."""
+    if not niter_decay:
+        return 1.0
+    return min(1.0, max(0.0, 1 - (epoch - 1 - niter) / niter_decay))
+
+
 def load_params(nets: nn.ModuleDict, path: str | Path) -> None:
     """Load a file of state dicts by name, or the newest *_params_*.pt of a folder: "latest" sorts behind numbers."""
     path = Path(path)
@@ -212,6 +220,27 @@ def load_params(nets: nn.ModuleDict, path: str | Path) -> None:
         # A profiler may have left its counts.
         state = {key: value for key, value in found[name].items() if not key.endswith(("total_ops", "total_params"))}
         load_strictly(net, state, file)
+
+
+def tiled(vectors: Tensor, x: Tensor) -> Tensor:
+    """Vectors [N,D] as maps [N,D,H,W] of the size of x [N,C,H,W]; channels_last if that is, for cat to keep it."""
+    maps = vectors[..., None, None].expand(-1, -1, *x.shape[2:])
+    if x.is_contiguous(memory_format=torch.channels_last):
+        maps = maps.contiguous(memory_format=torch.channels_last)
+    return maps
+
+
+def half_size(x: Tensor | LabelPlan) -> Tensor | LabelPlan:
+    """Images, or a label map, of half the size: means of 3x3 pixels, at the border of those that there are."""
+    return F.avg_pool2d(x, 3, 2, 1, count_include_pad=False) if isinstance(x, Tensor) else x.avg_pool2d(3, 2, 1)
+
+
+def pyramid(images: Tensor, scales: int) -> list[Tensor]:
+    """Images at full size, at half, ..."""
+    levels = [images]
+    for _ in range(scales - 1):
+        levels.append(half_size(levels[-1]))
+    return levels
 
 
 def with_channels(images: Tensor, channels: int) -> Tensor:

@@ -1,6 +1,5 @@
 """What CRN and SIMS share: convolutions with layer norm, resizes, perceptual terms, files of TensorFlow."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,8 +122,7 @@ class System(_system.System):
         if config.vgg_weights:
             self.fixed["VGG"] = VGG(config.vgg_weights, LAYERS, less_mean, average)
         else:
-            name = type(self).__module__.rpartition(".")[2]
-            logging.getLogger(__name__).warning(f"{name}: vgg_weights names no file, so the loss is of pixels alone")
+            self.warn("vgg_weights names no file, so the loss is of pixels alone")
 
     def init_weights(self) -> None:
         """Xavier uniform, biases zero, layer norms that change nothing."""

@@ -3,7 +3,6 @@
 Huang, Belongie. Arbitrary Style Transfer in Real-time with Adaptive Instance Normalization. ICCV 2017.
 """
 
-import logging
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -148,7 +147,7 @@ class System(_system.System):
         if config.vgg_weights:
             encoder.read(config.vgg_weights)
         else:
-            logging.getLogger(__name__).warning("adain: vgg_weights names no file, so the encoder has random weights")
+            self.warn("vgg_weights names no file, so the encoder has random weights")
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)  # the same ones in translation as in training
                 for layer in encoder:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import _system
-from ._blocks import pad_to
+from ._blocks import pad_to, pyramid, tiled
 from ._config import Cropped, check_choices
 from ._cyclegan import (
     DOWNS,
@@ -120,11 +120,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 # fmt: on
 
 
-def beside(x: Tensor, z: Tensor) -> Tensor:
-    """x [N,C,H,W] and, behind its channels, the vectors z [N,nz] at every pixel."""
-    return torch.cat([x, z[:, :, None, None].expand(-1, -1, *x.shape[2:])], 1)
-
-
 class CodedBlock(nn.Module):
     """A level of a U-Net that takes the code at every size; the result, then x beside it."""
 
@@ -136,7 +131,7 @@ class CodedBlock(nn.Module):
         return torch.cat([self.result(x, z), x], 1)
 
     def result(self, x: Tensor, z: Tensor) -> Tensor:
-        y = self.down(beside(x, z))
+        y = self.down(torch.cat([x, tiled(z, x)], 1))
         return self.up(y if self.submodule is None else self.submodule(y, z))
 
 
@@ -175,7 +170,7 @@ class InputCodedGenerator(UnetGenerator):
         super().__init__(fin, config.output_nc, config.ngf, downs, config.norm, rand, **options)
 
     def forward(self, images: Tensor, z: Tensor) -> Tensor:
-        return super().forward(beside(images, z))
+        return super().forward(torch.cat([images, tiled(z, images)], 1))
 
 
 class PooledConv2d(nn.Conv2d):
@@ -240,11 +235,8 @@ class Discriminator(nn.Module):
             self.add_module(f"model_{i}", layers)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        logits = []
-        for i, net in enumerate(self.children()):
-            images = F.avg_pool2d(images, 3, 2, 1, count_include_pad=False) if i else images
-            logits.append(net(images))
-        return logits
+        nets = list(self.children())
+        return [net(scale) for net, scale in zip(nets, pyramid(images, len(nets)), strict=True)]
 
 
 class System(_system.System):

@@ -3,7 +3,6 @@
 Zhang, Zhang, Chen, Yuan, Wen. Cross-domain Correspondence Learning for Exemplar-based Image Translation. CVPR 2020.
 """
 
-import logging
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +19,7 @@ from i2ifast.nn.losses import contextual, feature_matching, hinge, multiscale
 from i2ifast.nn.vgg import VGG, caffe
 
 from . import _system
-from ._blocks import pad_to
+from ._blocks import decay_from, half_size, pad_to
 from ._cocosnet import Correspondence, normed
 from ._config import Cropped, check_choices
 from ._originals import load_nets, named, require
@@ -206,7 +205,7 @@ class MultiscaleDiscriminator(nn.Module):
         outputs = []
         for discriminator in self.children():
             outputs.append(discriminator(x))
-            x = F.avg_pool2d(x, 3, 2, 1, count_include_pad=False)
+            x = half_size(x)
         return outputs
 
 
@@ -227,7 +226,7 @@ class System(_system.System):
         if config.vgg_weights:
             self.fixed["VGG"] = VGG(config.vgg_weights, PERCEPTUAL, self.preprocess)
         else:
-            logging.getLogger(__name__).warning("cocosnet: vgg_weights names no file, so there are no perceptual terms")
+            self.warn("vgg_weights names no file, so there are no perceptual terms")
         betas = (0.0, 0.9) if config.ttur else (config.beta1, config.beta2)
         adam = Adam(config.lr / 2, betas, eps=1e-3)
         self.phases = [
@@ -250,10 +249,7 @@ class System(_system.System):
                         nn.init.zeros_(parameter)
 
     def decay(self, epoch: int) -> float:
-        """1 up to epoch niter + 1, then a line to 0 after epoch niter + niter_decay; always 1 without niter_decay."""
-        if not self.config.niter_decay:
-            return 1.0
-        return min(1.0, max(0.0, 1 - (epoch - 1 - self.config.niter) / self.config.niter_decay))
+        return decay_from(self.config.niter, self.config.niter_decay, epoch)
 
     def one_hot(self, label: Tensor) -> Tensor:
         """[N,semantic_nc,H,W] of class indices [N,1,H,W], or [N,2,H,W] with glasses; floats are semantics already."""

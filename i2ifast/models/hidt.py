@@ -3,7 +3,6 @@
 Anokhin et al. High-Resolution Daytime Translation Without Domain Labels. CVPR 2020.
 """
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
@@ -175,7 +174,7 @@ class System(_system.System):
         if config.vgg_weights:
             self.fixed["VGG"] = VGG19(config.vgg_weights)
         elif config.lambda_feat:
-            logging.getLogger(__name__).warning("hidt: vgg_weights names no file, so there is no perceptual term")
+            self.warn("vgg_weights names no file, so there is no perceptual term")
 
     @property
     def data_settings(self) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 Abdal, Qin, Wonka. Image2StyleGAN++: How to Edit the Embedded Images? CVPR 2020.
 """
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -128,7 +127,7 @@ class System(_system.System):
         if config.generator:
             self.load_original(config.generator)
         else:
-            logging.getLogger(__name__).warning("image2styleganpp: generator names no file, so its weights are random")
+            self.warn("generator names no file, so its weights are random")
         if config.vgg_weights:
             self.fixed["VGG"] = VGG(config.vgg_weights, FEATURES)
         sizes = generator.noise_sizes

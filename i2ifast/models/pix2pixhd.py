@@ -4,7 +4,6 @@ Wang, Liu, Zhu, Tao, Kautz, Catanzaro. High-Resolution Image Synthesis and Seman
 CVPR 2018.
 """
 
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,7 @@ from i2ifast import labels
 from i2ifast.nn.losses import multiscale
 
 from . import _feature_clusters, _system
-from ._blocks import pad_to, reset
+from ._blocks import decay_from, pad_to, reset
 from ._config import check_choices
 from ._feature_clusters import Clusters
 from ._losses import GAN_LOSSES, VGG19, feature_matching, perceptual
@@ -163,7 +162,7 @@ class System(_system.System):
         if config.vgg_weights:
             self.fixed["VGG"] = VGG19(config.vgg_weights)
         elif config.lambda_feat:
-            logging.getLogger(__name__).warning("pix2pixhd: vgg_weights names no file, so there is no perceptual term")
+            self.warn("vgg_weights names no file, so there is no perceptual term")
         self.pool = ImagePool(config.pool_size)
         self.gan = GAN_LOSSES["ls" if config.lsgan else "original"]
         adam = Adam(config.lr, (config.beta1, 0.999))
@@ -193,10 +192,7 @@ class System(_system.System):
             self.load_pretrain(self.config.load_pretrain)
 
     def decay(self, epoch: int) -> float:
-        """1 up to epoch niter + 1, then a line to 0 after epoch niter + niter_decay."""
-        if not self.config.niter_decay:
-            return 1.0
-        return min(1.0, max(0.0, 1 - (epoch - 1 - self.config.niter) / self.config.niter_decay))
+        return decay_from(self.config.niter, self.config.niter_decay, epoch)
 
     def prepare(self, batch: Batch) -> Batch:
         """Add `semantics`: of label maps the batch's plan, else one made of them; of images `a`, and `b` as `image`."""
@@ -268,9 +264,7 @@ class System(_system.System):
     def chosen(self, batch: Batch) -> Tensor:
         """Features for the generator: for each region a random cluster of its label; zeros for labels without."""
         if not self.cluster_counts.any():
-            logging.getLogger(__name__).warning(
-                "pix2pixhd: no image to take features from and no clusters of features, so they are zero"
-            )
+            self.warn("no image to take features from and no clusters of features, so they are zero")
         found = labels.regions(self.regions(batch), per_sample=True)
         label = _feature_clusters.labels_of(found.values)
         known = label < len(self.cluster_counts)

@@ -3,7 +3,6 @@
 Park, Liu, Wang, Zhu. Semantic Image Synthesis with Spatially-Adaptive Normalization. CVPR 2019.
 """
 
-import logging
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +16,7 @@ from i2ifast import labels
 from i2ifast.nn import InstanceNormAct, SPADEResnetBlock, label_conv2d, spectral_norm
 
 from . import _system
-from ._blocks import pad_to
+from ._blocks import decay_from, half_size, pad_to
 from ._config import Cropped, check_choices
 from ._losses import GAN_LOSSES, VGG19, feature_matching, kl_divergence, perceptual
 from ._originals import load_nets, named, require
@@ -228,11 +227,8 @@ class MultiscaleDiscriminator(nn.Module):
         """images [kN,3,H,W] of the N label maps, k times over."""
         outputs = []
         for i, discriminator in enumerate(self.children()):
-            images = F.avg_pool2d(images, 3, 2, 1, count_include_pad=False) if i else images
-            if i and isinstance(seg, Tensor):
-                seg = F.avg_pool2d(seg, 3, 2, 1, count_include_pad=False)
-            elif i and seg is not None:
-                seg = seg.avg_pool2d(3, 2, 1)
+            if i:
+                images, seg = half_size(images), None if seg is None else half_size(seg)
             outputs.append(discriminator(seg, images))
         return outputs
 
@@ -278,8 +274,7 @@ class System(_system.System):
         if config.lambda_vgg and config.vgg_weights:
             self.fixed["VGG"] = VGG19(config.vgg_weights)
         elif config.lambda_vgg:
-            name = type(self).__module__.rpartition(".")[2]
-            logging.getLogger(__name__).warning(f"{name}: vgg_weights names no file, so there is no perceptual term")
+            self.warn("vgg_weights names no file, so there is no perceptual term")
         self.gan = GAN_LOSSES[config.gan_mode]
         betas, rate = (config.beta1, config.beta2), 2 if config.ttur else 1
         generator = tuple(name for name in self.nets if name != "D")
@@ -308,10 +303,7 @@ class System(_system.System):
         return of_d if self.config.use_vae else [(0, self.config.latent, 3, 1, 1), *of_d]
 
     def decay(self, epoch: int) -> float:
-        """1 up to epoch niter + 1, then a line to 0 after epoch niter + niter_decay; always 1 without niter_decay."""
-        if not self.config.niter_decay:
-            return 1.0
-        return min(1.0, max(0.0, 1 - (epoch - 1 - self.config.niter) / self.config.niter_decay))
+        return decay_from(self.config.niter, self.config.niter_decay, epoch)
 
     def prepare(self, batch: Batch) -> Batch:
         """Add `semantics`: the batch's plan, else one made of `label` and `instance` ([N,1,H,W] integers)."""

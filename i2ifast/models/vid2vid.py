@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from i2ifast.nn.flow import resample2d
 
 from . import _system
-from ._blocks import pad_to
+from ._blocks import half_size, pad_to
 from ._config import check_choices
 from ._losses import VGG19, least_squares, perceptual
 from ._originals import load_strictly, named, require
@@ -125,7 +125,7 @@ def edges(instances: Tensor) -> Tensor:
 def pyramid(frames: Tensor, scales: int) -> Pyramid:
     levels = [frames]
     for _ in range(scales - 1):
-        small = F.avg_pool2d(levels[-1].flatten(0, 1), 3, 2, 1, count_include_pad=False)
+        small = half_size(levels[-1].flatten(0, 1))
         levels.append(small.unflatten(0, frames.shape[:2]))
     return levels
 
