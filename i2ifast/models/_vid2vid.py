@@ -11,8 +11,6 @@ from i2ifast.nn import BatchNormAct, TrackedInstanceNormAct
 from i2ifast.nn.conv import ValidConv2d
 from i2ifast.nn.flow import resample2d
 
-from ._blocks import half_size
-
 if TYPE_CHECKING:
     from .vid2vid import Config
 
@@ -158,6 +156,7 @@ class MultiscaleDiscriminator(nn.Module):
                 self.add_module(f"scale{i}_layer{k}", nn.Sequential(conv, *act))
             last = nn.Sequential(nn.Conv2d(widths[-1], 1, 4, 1, 2))
             self.add_module(f"scale{i}_layer{config.n_layers_D + 1}", last)
+        self.downsample = nn.AvgPool2d(3, 2, 1, count_include_pad=False)
 
     def forward(self, x: Tensor) -> Features:
         outputs = []
@@ -167,5 +166,5 @@ class MultiscaleDiscriminator(nn.Module):
             for k in range(self.layers):
                 y = self.get_submodule(f"scale{i}_layer{k}")(y)
                 outputs[-1].append(y)
-            x = half_size(x) if i else x
+            x = self.downsample(x) if i else x
         return outputs
