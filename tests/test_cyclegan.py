@@ -88,6 +88,21 @@ def test_only_the_generator_learns_to_keep_random_codes():
     assert changed_by(system, "G", "kl") == {"E"} and changed_by(system, "G", "G_L1") == {"E", "G"}
 
 
+@pytest.mark.parametrize("where_add", ["all", "input"])
+def test_codes_keep_the_memory_format(where_add: str):
+    generator, kept = tiny("bicyclegan", where_add=where_add).nets["G"].to(memory_format=torch.channels_last), []
+
+    def look(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        kept.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+
+    for module in generator.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_pre_hook(look)
+    images = torch.randn(2, 3, 128, 128).to(memory_format=torch.channels_last)
+    generator(images, torch.randn(2, 8))
+    assert kept == 7 * [True]
+
+
 def test_bicyclegan_with_one_discriminator_or_none():
     one = tiny("bicyclegan", use_same_D=True)
     batch = batch_of(one)

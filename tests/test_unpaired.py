@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from toy import Toy, assert_same, run
 
 from i2ifast.models import Phase, build
-from i2ifast.models._blocks import AttentionConv2d
 from i2ifast.models._losses import VGG16
+from i2ifast.models._modulation import AttentionConv2d
 
 PARAMS = ("nicegan", "ugatit")  # with one file for all networks
 

@@ -1,6 +1,6 @@
 """What data of every kind have in common: how files become items, and items batches."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ._cache import Cache
-from .pixels import Geometry, Photo, Preprocess, geometry, images_in, read_photo
+from .pixels import Geometry, Photo, Preprocess, geometry, images_below, images_in, read_photo
 
 Item = dict[str, Any]
 Role = Literal["photograph", "label map", "instance map", "mask"]
@@ -85,9 +85,12 @@ class Items(Dataset):
     What is drawn for an item follows from (seed, epoch, index) alone: it is the same in any process, in any order.
     Place and mirroring are drawn in training only; else the middle is cut. ValueError, with the file's name, for files
     that are missing, unreadable or do not fit each other.
+
+    `files` has an entry for each item, in their order: a path, or whatever the kind makes an item of.
     """
 
-    def __init__(self, settings: Settings, train: bool, seed: int) -> None:
+    def __init__(self, files: Iterable[Any], settings: Settings, train: bool = False, seed: int = 0) -> None:
+        self.files = list(files)
         self.settings, self.train, self.seed = settings, train, seed
         self.cache: Cache | None = None
 
@@ -98,7 +101,7 @@ class Items(Dataset):
         return items
 
     def __len__(self) -> int:
-        raise NotImplementedError
+        return len(self.files)
 
     def item(self, index: int, rng: Generator) -> Item:
         raise NotImplementedError
@@ -131,11 +134,11 @@ class Items(Dataset):
         return stack(items)
 
 
-def images_of(folder: Path) -> list[Path]:
-    """Image files directly in `folder`, in natural order; FileNotFoundError where there are none."""
-    found = images_in(folder)
+def images_of(folder: Path, below: bool = False) -> list[Path]:
+    """Image files directly in `folder`, or anywhere below it, in natural order; FileNotFoundError if there are none."""
+    found = images_below(folder) if below else images_in(folder)
     if not found:
-        raise FileNotFoundError(f"{folder}: no such folder, or no images in it")
+        raise FileNotFoundError(f"{folder}: no such folder, or no images {'below' if below else 'in'} it")
     return found
 
 

@@ -1,6 +1,5 @@
 """What CRN and SIMS share: convolutions with layer norm, resizes, perceptual terms, files of TensorFlow."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from i2ifast.nn.conv import convolve
 from i2ifast.nn.vgg import VGG
 
 from . import _system
+from ._config import Cropped
 from ._originals import load_strictly
 from ._system import Batch
 
@@ -28,7 +28,7 @@ WEIGHTS = {
 
 
 @dataclass
-class LabelConfig:
+class LabelConfig(Cropped):
     """The options of systems of label maps without instances."""
 
     label_nc: int = 19
@@ -51,11 +51,6 @@ class LabelConfig:
     def num_classes(self) -> int:
         """Labels are 0 .. num_classes - 1."""
         return self.label_nc + self.contain_dontcare_label
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of training images."""
-        return round(self.crop_size / self.aspect_ratio), self.crop_size
 
     @property
     def stride(self) -> int:
@@ -127,8 +122,7 @@ class System(_system.System):
         if config.vgg_weights:
             self.fixed["VGG"] = VGG(config.vgg_weights, LAYERS, less_mean, average)
         else:
-            name = type(self).__module__.rpartition(".")[2]
-            logging.getLogger(__name__).warning(f"{name}: vgg_weights names no file, so the loss is of pixels alone")
+            self.warn("vgg_weights names no file, so the loss is of pixels alone")
 
     def init_weights(self) -> None:
         """Xavier uniform, biases zero, layer norms that change nothing."""

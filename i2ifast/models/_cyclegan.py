@@ -19,6 +19,7 @@ from i2ifast.nn.conv import Conv2d, ConvTranspose2d, NarrowConv2d
 from i2ifast.nn.instance import instance_norm_act
 
 from ._blocks import numbered, reflecting
+from ._config import Cropped, check_choices
 from ._losses import GAN_LOSSES
 from ._originals import named
 
@@ -34,13 +35,8 @@ DOWNS = {"unet_128": 7, "unet_256": 8}
 GAN_MODES = {"lsgan": GAN_LOSSES["ls"], "vanilla": GAN_LOSSES["original"], "wgangp": GAN_LOSSES["w"]}
 
 
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} {value!r}: expected one of {', '.join(choices)}")
-
-
 @dataclass
-class SharedConfig:
+class SharedConfig(Cropped):
     """The options that both systems have, under the originals' names, except that no_dropout is positive here."""
 
     input_nc: int = 3  # channels of a
@@ -66,20 +62,13 @@ class SharedConfig:
     lr_decay_iters: int = 50  # epochs between the decays of `step`, each to a tenth
 
     def __post_init__(self) -> None:
-        choices = {"netG": NetG, "netD": NetD, "norm": Norm, "init_type": Init}
-        for name, kind in choices.items():
-            check_choice(name, getattr(self, name), get_args(kind))
-        check_choice("gan_mode", self.gan_mode, tuple(GAN_MODES))
+        kinds = {"netG": NetG, "netD": NetD, "norm": Norm, "init_type": Init}
+        check_choices(self, **{name: get_args(kind) for name, kind in kinds.items()}, gan_mode=GAN_MODES)
         if self.lr_policy == "plateau":
             raise ValueError("lr_policy 'plateau': needs a metric, which training has not; take linear, step or cosine")
-        check_choice("lr_policy", self.lr_policy, get_args(Policy))
+        check_choices(self, lr_policy=get_args(Policy))
         if self.crop_size % self.stride:
             raise ValueError(f"crop_size {self.crop_size}: must be a multiple of {self.stride} for {self.netG}")
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of training images."""
-        return self.crop_size, self.crop_size
 
     @property
     def stride(self) -> int:

@@ -16,7 +16,7 @@ from i2ifast.nn import BatchNormAct, InstanceNormAct, UpsampleConv2d, spectral_n
 from i2ifast.nn.conv import Conv2d
 from i2ifast.ops import instance_statistics, modulate_style
 
-from ._blocks import LayerNormAct
+from ._blocks import LayerNormAct, half_size
 from ._cyclegan import Dropout
 
 NORMS = {"cbin": InstanceNormAct, "cbbn": BatchNormAct}
@@ -271,5 +271,4 @@ class MultiStyleDiscriminator(nn.Module):
             self.add_module(f"model_{i}", net)
 
     def forward(self, images: Tensor, attribute: Tensor) -> list[Tensor]:
-        half = F.avg_pool2d(images, 3, 2, 1, count_include_pad=False)
-        return [self.model_1(images, attribute), self.model_2(half, attribute)]
+        return [self.model_1(images, attribute), self.model_2(half_size(images), attribute)]

@@ -14,7 +14,7 @@ from i2ifast.nn import spectral_norm
 from . import _system
 from ._blocks import pad_to, reflecting
 from ._losses import hinge
-from ._originals import load_strictly, named
+from ._originals import flattened, load_strictly, named, require
 from ._system import Adam, Batch, Phase, RMSprop
 
 SLOPE = 0.2
@@ -22,7 +22,25 @@ GRADIENT_PENALTY = 10.0
 
 
 @dataclass
-class Config:
+class FewShotConfig:
+    """The options that the whole family has."""
+
+    dis_num_classes: int = 119
+    new_size: int = 140  # of the shorter side, before the crop
+    crop_image_height: int = 128
+    crop_image_width: int = 128
+    gan_w: float = 1.0
+    r_w: float = 0.1
+    fm_w: float = 1.0
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of training images."""
+        return self.crop_image_height, self.crop_image_width
+
+
+@dataclass
+class Config(FewShotConfig):
     """Options of the originals; those that they nest in `gen` and `dis` have these as prefixes."""
 
     gen_nf: int = 64
@@ -34,13 +52,6 @@ class Config:
     gen_n_downs_class: int = 4
     dis_nf: int = 64
     dis_n_res_blks: int = 10
-    dis_num_classes: int = 119
-    new_size: int = 140  # of the shorter side, before the crop
-    crop_image_height: int = 128
-    crop_image_width: int = 128
-    gan_w: float = 1.0
-    r_w: float = 0.1
-    fm_w: float = 1.0
     lr_gen: float = 1e-4
     lr_dis: float = 1e-4
     weight_decay: float = 1e-4
@@ -52,17 +63,11 @@ class Config:
             if getattr(self, name) < least:
                 raise ValueError(f"{name} {getattr(self, name)}: must be at least {least}")
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of training images."""
-        return self.crop_image_height, self.crop_image_width
-
     @classmethod
     def from_original(cls, options: dict[str, Any]) -> Self:
         """From the original's configuration file; ValueError for an initialisation that it is not trained with."""
-        flat = options | {f"{part}_{key}": value for part in ("gen", "dis") for key, value in options[part].items()}
-        if flat.get("init", "kaiming") != "kaiming":
-            raise ValueError(f"init {flat['init']!r}: only 'kaiming' is supported")
+        flat = options | flattened(options, "gen", "dis")
+        require(flat, init="kaiming")
         return cls(**named(cls, flat))
 
 

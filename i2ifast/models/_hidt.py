@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from i2ifast import _backend
 from i2ifast.nn.conv import Conv2d, NarrowConv2d
 
-from ._munit import Conv2dBlock, MsImageDis, ResBlocks
-from .munit import MLP
+from ._blocks import pyramid
+from ._munit import MLP, Conv2dBlock, MsImageDis, ResBlocks
 
 SKIPPED = 5  # channels that skip connections take, the first ones of a map
 STRIDE = 4  # pixels of an image to one of its content, two steps down
@@ -170,9 +170,8 @@ class Discriminator(MsImageDis):
 
     def forward(self, images: Tensor, style: Tensor | None = None) -> list[list[Tensor]]:
         outputs = []
-        for i, net in enumerate(self.cnns):
-            images = F.avg_pool2d(images, 3, 2, 1, count_include_pad=False) if i else images
-            x, features = images, []
+        for i, (net, x) in enumerate(zip(self.cnns, pyramid(images, len(self.cnns)), strict=True)):
+            features = []
             for layer in net:
                 x = layer(x)
                 features.append(x)

@@ -1,6 +1,5 @@
 """Layers of MUNIT and its relatives, and what it shares with UNIT: a discriminator per domain, and the training."""
 
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,9 +16,10 @@ from i2ifast.nn.instance import instance_norm_act
 from i2ifast.ops import instance_statistics, modulate_style
 
 from . import _system
-from ._blocks import numbered
+from ._blocks import numbered, pyramid
+from ._config import check_choices
 from ._losses import VGG16, cross_entropy, least_squares
-from ._originals import load_strictly, named
+from ._originals import flattened, load_strictly, named, require
 from ._system import Adam, Batch, Phase
 
 IMAGE = 4  # most channels that an image has
@@ -59,15 +59,8 @@ class Config:
     gamma: float = 0.5
 
     def __post_init__(self) -> None:
-        known = {
-            "gen_activ": ACTIVATIONS,
-            "gen_pad_type": PADDINGS,
-            "dis_pad_type": PADDINGS,
-            "dis_gan_type": GAN_LOSSES,
-        }
-        for name, values in known.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(values)}")
+        check_choices(self, gen_activ=ACTIVATIONS, gen_pad_type=PADDINGS, dis_pad_type=PADDINGS)
+        check_choices(self, dis_gan_type=GAN_LOSSES)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -77,11 +70,8 @@ class Config:
     @classmethod
     def from_original(cls, options: dict[str, Any]) -> Self:
         """From the original's configuration file; ValueError for a network these systems do not have."""
-        flat = {key: value for key, value in options.items() if key not in ("gen", "dis")}
-        flat |= {f"{part}_{key}": value for part in ("gen", "dis") for key, value in options[part].items()}
-        for name, value in {"dis_norm": "none", "dis_activ": "lrelu", "init": "kaiming", "lr_policy": "step"}.items():
-            if flat.get(name, value) != value:
-                raise ValueError(f"{name} {flat[name]!r}: only {value!r} is supported")
+        flat = options | flattened(options, "gen", "dis")
+        require(flat, dis_norm="none", dis_activ="lrelu", init="kaiming", lr_policy="step")
         return cls(**named(cls, flat))
 
 
@@ -248,11 +238,7 @@ class MsImageDis(nn.Module):
         return nn.Sequential(*blocks, nn.Conv2d(widths[-1], 1, 1))
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        outputs = []
-        for i, net in enumerate(self.cnns):
-            images = F.avg_pool2d(images, 3, 2, 1, count_include_pad=False) if i else images
-            outputs.append(net(images))
-        return outputs
+        return [net(scale) for net, scale in zip(self.cnns, pyramid(images, len(self.cnns)), strict=True)]
 
 
 class AutoEncoders(_system.System):
@@ -271,8 +257,7 @@ class AutoEncoders(_system.System):
         if config.vgg_w and config.vgg_weights:
             self.fixed["VGG"] = VGG16(config.vgg_weights)
         elif config.vgg_w:
-            name = type(self).__module__.rpartition(".")[2]
-            logging.getLogger(__name__).warning("%s: vgg_weights names no file, so there is no perceptual term", name)
+            self.warn("vgg_weights names no file, so there is no perceptual term")
         self.gan = GAN_LOSSES[config.dis_gan_type]
         adam = Adam(config.lr, (config.beta1, config.beta2), weight_decay=config.weight_decay)
         self.phases = [

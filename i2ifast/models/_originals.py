@@ -1,4 +1,4 @@
-"""Checkpoint files of original repositories."""
+"""Options and checkpoint files of original repositories."""
 
 from collections.abc import Container, Mapping
 from dataclasses import fields
@@ -54,6 +54,18 @@ def load_strictly(net: nn.Module, state: dict[str, Tensor], file: Path) -> None:
         more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
         raise ValueError(f"{file} does not fit this {type(net).__name__}: {'; '.join(wrong[:8])}{more}")
     net.load_state_dict(state)
+
+
+def require(options: Mapping[str, Any], **values: Any) -> None:
+    """ValueError for the first of an original's options that has another value than the one that there is here."""
+    for name, value in values.items():
+        if options.get(name, value) != value:
+            raise ValueError(f"{name} {options[name]!r}: only {value!r} is supported")
+
+
+def flattened(options: Mapping[str, Any], *sections: str) -> dict[str, Any]:
+    """The options that an original nests in sections, which are prefixes of their names here."""
+    return {f"{section}_{name}": value for section in sections for name, value in options[section].items()}
 
 
 def named(config: type, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,22 +12,13 @@ from i2ifast.labels import LabelPlan, Regions
 from i2ifast.nn import BatchNormAct, InstanceNormAct, label_conv2d, region_average_pool
 from i2ifast.nn.conv import Conv2d, ConvTranspose2d, NarrowConv2d
 
-from ._blocks import numbered, reflecting
+from ._blocks import half_size, numbered, reflecting
 
 Semantics = Tensor | LabelPlan
 Features = list[list[Tensor]]  # discriminator outputs [scale][layer], the last layer being the logits
 Norm = Callable[..., nn.Module]
 
 NORMS: dict[str, Norm] = {"instance": InstanceNormAct, "batch": BatchNormAct}
-
-
-def pooled(x: Tensor) -> Tensor:
-    """Images, or label maps, of half the size."""
-    return F.avg_pool2d(x, 3, 2, 1, count_include_pad=False)
-
-
-def pooled_map(seg: Semantics) -> Semantics:
-    return pooled(seg) if isinstance(seg, Tensor) else seg.avg_pool2d(3, 2, 1)
 
 
 def reflected(plan: LabelPlan, border: int) -> LabelPlan:
@@ -143,7 +134,7 @@ class LocalEnhancer(nn.Module):
     def forward(self, seg: Semantics, features: Tensor | None = None, last_only: bool = False) -> Tensor:
         pyramid = [(seg, features)]
         for _ in range(self.count):
-            seg, features = pooled_map(seg), None if features is None else pooled(features)
+            seg, features = half_size(seg), None if features is None else half_size(features)
             pyramid.append((seg, features))
         training = torch.is_grad_enabled()
         with torch.set_grad_enabled(training and not last_only):
@@ -214,5 +205,5 @@ class MultiscaleDiscriminator(nn.Module):
             for layer in layers:
                 outputs[-1].append(x := layer(x))
             if scale:
-                seg, images = pooled_map(seg), pooled(images)
+                seg, images = half_size(seg), half_size(images)
         return outputs

@@ -40,11 +40,6 @@ def conditions(mu: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
     return mu + eps * (0.5 * logvar).exp()
 
 
-def tiled(condition: Tensor, x: Tensor) -> Tensor:
-    """Conditions [N,C] as maps of the size of x [N,C',H,W]."""
-    return condition[..., None, None].expand(-1, -1, *x.shape[2:])
-
-
 def convolved(fin: int, fout: int, act: str | float) -> list[nn.Module]:
     """A 3x3 convolution and its norm, which has the activation: that leaves the number of a layer free."""
     return [Conv2d(fin, fout, 3, padding=1, bias=False), BatchNormAct(fout, act), nn.Identity()]

@@ -1,5 +1,6 @@
 """System and Phase: the contract between a published system and the training loop."""
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -196,6 +197,11 @@ class System(nn.Module):
     def randperm(self, count: int, like: Tensor) -> Tensor:
         """A permutation [count], on the device of `like`."""
         return torch.randperm(count, device=like.device)
+
+    def warn(self, message: str) -> None:
+        """Log what is to be known about this system, under its name."""
+        module = type(self).__module__
+        logging.getLogger(module).warning("%s: %s", module.rpartition(".")[2], message)
 
     def freeze_all_but(self, phase: Phase) -> None:
         """Let only the parameters that `phase` updates require gradients."""

@@ -3,7 +3,6 @@
 Huang, Belongie. Arbitrary Style Transfer in Real-time with Adaptive Instance Normalization. ICCV 2017.
 """
 
-import logging
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from i2ifast.nn.vgg import read_state
 
 from . import _system
 from ._blocks import numbered, reset
+from ._config import Cropped
 from ._originals import load_strictly, named
 from ._system import Adam, Batch, Phase
 
@@ -29,7 +29,7 @@ STRIDE = 8  # pixels of an image to one of its deepest features
 
 
 @dataclass
-class Config:
+class Config(Cropped):
     """Options of the original, the width of its networks and the size of training images."""
 
     channels: int = 64  # of the first features
@@ -41,11 +41,6 @@ class Config:
     lr_decay: float = 5e-5
     load_size: int = 512
     crop_size: int = 256
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of training images."""
-        return self.crop_size, self.crop_size
 
     @classmethod
     def from_original(cls, options: dict[str, Any]) -> "Config":
@@ -152,7 +147,7 @@ class System(_system.System):
         if config.vgg_weights:
             encoder.read(config.vgg_weights)
         else:
-            logging.getLogger(__name__).warning("adain: vgg_weights names no file, so the encoder has random weights")
+            self.warn("vgg_weights names no file, so the encoder has random weights")
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)  # the same ones in translation as in training
                 for layer in encoder:

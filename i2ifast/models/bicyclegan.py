@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import _system
-from ._blocks import pad_to
+from ._blocks import pad_to, pyramid, tiled
+from ._config import Cropped, check_choices
 from ._cyclegan import (
     DOWNS,
     GAN_MODES,
@@ -23,7 +24,6 @@ from ._cyclegan import (
     Rand,
     UnetGenerator,
     activation,
-    check_choice,
     init_weights,
     norm_act,
     patch_layers,
@@ -31,7 +31,7 @@ from ._cyclegan import (
     upsampled,
 )
 from ._losses import kl_divergence
-from ._originals import load_nets, named
+from ._originals import load_nets, named, require
 from ._system import Adam, Batch, Phase
 
 Norm = Literal["instance", "batch"]
@@ -44,7 +44,7 @@ ACTIVATIONS = {"relu": "relu", "lrelu": 0.2}
 
 
 @dataclass
-class Config:
+class Config(Cropped):
     """Options of the original, under its names."""
 
     input_nc: int = 3  # channels of a
@@ -85,21 +85,13 @@ class Config:
     ONLY: ClassVar[dict[str, Any]] = {"lr_policy": "linear"}
 
     def __post_init__(self) -> None:
-        kinds = {"norm": get_args(Norm), "where_add": ("all", "input"), "upsample": ("basic", "bilinear")}
-        tables = {"netG": DOWNS, "netD": D_LAYERS, "netD2": D_LAYERS, "netE": E_LAYERS, "nl": ACTIVATIONS}
-        tables |= {"gan_mode": GAN_MODES}
-        for name, choices in (kinds | {name: tuple(table) for name, table in tables.items()}).items():
-            check_choice(name, getattr(self, name), choices)
-        check_choice("init_type", self.init_type, get_args(Init))
+        check_choices(self, norm=get_args(Norm), where_add=("all", "input"), upsample=("basic", "bilinear"))
+        check_choices(self, netG=DOWNS, netD=D_LAYERS, netD2=D_LAYERS, netE=E_LAYERS, nl=ACTIVATIONS)
+        check_choices(self, gan_mode=GAN_MODES, init_type=get_args(Init))
         if self.num_Ds < 2:
             raise ValueError(f"num_Ds {self.num_Ds}: must be at least 2")
         if self.crop_size % self.stride:
             raise ValueError(f"crop_size {self.crop_size}: must be a multiple of {self.stride} for {self.netG}")
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of training images."""
-        return self.crop_size, self.crop_size
 
     @property
     def stride(self) -> int:
@@ -114,9 +106,7 @@ class Config:
     @classmethod
     def from_original(cls, options: dict[str, Any]) -> "Config":
         """From the original's option names and values; ValueError for what this system does not have."""
-        for name, value in cls.ONLY.items():
-            if options.get(name, value) != value:
-                raise ValueError(f"{name} {options[name]!r}: only {value!r} is supported")
+        require(options, **cls.ONLY)
         return cls(**named(cls, options))
 
 
@@ -130,11 +120,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 # fmt: on
 
 
-def beside(x: Tensor, z: Tensor) -> Tensor:
-    """x [N,C,H,W] and, behind its channels, the vectors z [N,nz] at every pixel."""
-    return torch.cat([x, z[:, :, None, None].expand(-1, -1, *x.shape[2:])], 1)
-
-
 class CodedBlock(nn.Module):
     """A level of a U-Net that takes the code at every size; the result, then x beside it."""
 
@@ -146,7 +131,7 @@ class CodedBlock(nn.Module):
         return torch.cat([self.result(x, z), x], 1)
 
     def result(self, x: Tensor, z: Tensor) -> Tensor:
-        y = self.down(beside(x, z))
+        y = self.down(torch.cat([x, tiled(z, x)], 1))
         return self.up(y if self.submodule is None else self.submodule(y, z))
 
 
@@ -185,7 +170,7 @@ class InputCodedGenerator(UnetGenerator):
         super().__init__(fin, config.output_nc, config.ngf, downs, config.norm, rand, **options)
 
     def forward(self, images: Tensor, z: Tensor) -> Tensor:
-        return super().forward(beside(images, z))
+        return super().forward(torch.cat([images, tiled(z, images)], 1))
 
 
 class PooledConv2d(nn.Conv2d):
@@ -250,11 +235,8 @@ class Discriminator(nn.Module):
             self.add_module(f"model_{i}", layers)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        logits = []
-        for i, net in enumerate(self.children()):
-            images = F.avg_pool2d(images, 3, 2, 1, count_include_pad=False) if i else images
-            logits.append(net(images))
-        return logits
+        nets = list(self.children())
+        return [net(scale) for net, scale in zip(nets, pyramid(images, len(nets)), strict=True)]
 
 
 class System(_system.System):

@@ -19,14 +19,14 @@ from i2ifast.nn import AdaIN, UpsampleConv2d
 from i2ifast.nn.instance import instance_norm_act
 
 from ._blocks import reflecting
-from ._funit import FewShot, GPPatchMcResDis
+from ._funit import FewShot, FewShotConfig, GPPatchMcResDis
 from ._munit import activated
-from ._originals import load_strictly, named
+from ._originals import flattened, load_strictly, named
 from ._system import Adam
 
 
 @dataclass
-class Config:
+class Config(FewShotConfig):
     """Options of the original; those that it nests in `gen` and `dis` have these as prefixes."""
 
     gen_num_filters: int = 64
@@ -41,12 +41,9 @@ class Config:
     dis_max_num_filters: int = 1024
     dis_num_layers: int = 6
     dis_num_classes: int = 305
-    new_size: int = 286  # of the shorter side, before the crop
+    new_size: int = 286
     crop_image_height: int = 256
     crop_image_width: int = 256
-    gan_w: float = 1.0
-    r_w: float = 0.1
-    fm_w: float = 1.0
     lr: float = 1e-4
     beta1: float = 0.0
     beta2: float = 0.999
@@ -56,16 +53,10 @@ class Config:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)}: must be at least 1")
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of training images."""
-        return self.crop_image_height, self.crop_image_width
-
     @classmethod
     def from_original(cls, options: dict[str, Any]) -> Self:
         """From the sections `gen` and `dis` of the original's configuration file."""
-        flat = {f"{part}_{key}": value for part in ("gen", "dis") for key, value in options.get(part, {}).items()}
-        return cls(**named(cls, flat))
+        return cls(**named(cls, flattened(options, *options.keys() & {"gen", "dis"})))
 
 
 # fmt: off

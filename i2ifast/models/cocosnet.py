@@ -3,7 +3,6 @@
 Zhang, Zhang, Chen, Yuan, Wen. Cross-domain Correspondence Learning for Exemplar-based Image Translation. CVPR 2020.
 """
 
-import logging
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,9 +19,10 @@ from i2ifast.nn.losses import contextual, feature_matching, hinge, multiscale
 from i2ifast.nn.vgg import VGG, caffe
 
 from . import _system
-from ._blocks import pad_to
+from ._blocks import decay_from, half_size, pad_to
 from ._cocosnet import Correspondence, normed
-from ._originals import load_nets, named
+from ._config import Cropped, check_choices
+from ._originals import load_nets, named, require
 from ._system import Adam, Batch, Phase, every
 
 STRIDE = 32  # between the images and the first layer of the generator
@@ -31,7 +31,7 @@ FM_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1)
 
 
 @dataclass
-class Config:
+class Config(Cropped):
     """Options of the original, under its names, except that negative ones (no_TTUR) are positive here."""
 
     label_nc: int = 150
@@ -92,16 +92,10 @@ class Config:
             "CBN_intype": ("warp", "mask", "warp_mask"), "warp_stride": (2, 4), "adaptor_kernel": (3, 4),
             "warp_mask_losstype": ("none", "direct", "cycle"), "which_perceptual": ("4_2", "5_2"),
         }  # fmt: skip
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(map(str, allowed))}")
+        check_choices(self, **choices)
         height, width = self.size
         if height % STRIDE or width % STRIDE or min(self.size) < 2 * STRIDE:
             raise ValueError(f"images of {height}x{width} pixels: expected multiples of {STRIDE}, {2 * STRIDE} or more")
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return round(self.crop_size / self.aspect_ratio), self.crop_size
 
     @property
     def semantic_nc(self) -> int:
@@ -115,9 +109,7 @@ class Config:
         only = {"netG": "spade", "netD": "multiscale", "netD_subarch": "n_layer", "gan_mode": "hinge", "D_cam": 0.0,
                 "weight_domainC": 0.0, "domain_rela": False, "eqlr_sn": False, "mask_noise": False,
                 "noise_for_mask": False, "optimizer": "adam", "mask_epoch": -1}  # fmt: skip
-        for name, value in only.items():
-            if options.get(name, value) != value:
-                raise ValueError(f"{name} {options[name]!r}: only {value!r} is supported")
+        require(options, **only)
         values = named(cls, options)
         values |= {"ttur": not options["no_TTUR"], "glasses": options.get("dataset_mode") == "celebahq"}
         values |= {"glasses": True} if options.get("glasses") else {}
@@ -213,7 +205,7 @@ class MultiscaleDiscriminator(nn.Module):
         outputs = []
         for discriminator in self.children():
             outputs.append(discriminator(x))
-            x = F.avg_pool2d(x, 3, 2, 1, count_include_pad=False)
+            x = half_size(x)
         return outputs
 
 
@@ -234,7 +226,7 @@ class System(_system.System):
         if config.vgg_weights:
             self.fixed["VGG"] = VGG(config.vgg_weights, PERCEPTUAL, self.preprocess)
         else:
-            logging.getLogger(__name__).warning("cocosnet: vgg_weights names no file, so there are no perceptual terms")
+            self.warn("vgg_weights names no file, so there are no perceptual terms")
         betas = (0.0, 0.9) if config.ttur else (config.beta1, config.beta2)
         adam = Adam(config.lr / 2, betas, eps=1e-3)
         self.phases = [
@@ -257,10 +249,7 @@ class System(_system.System):
                         nn.init.zeros_(parameter)
 
     def decay(self, epoch: int) -> float:
-        """1 up to epoch niter + 1, then a line to 0 after epoch niter + niter_decay; always 1 without niter_decay."""
-        if not self.config.niter_decay:
-            return 1.0
-        return min(1.0, max(0.0, 1 - (epoch - 1 - self.config.niter) / self.config.niter_decay))
+        return decay_from(self.config.niter, self.config.niter_decay, epoch)
 
     def one_hot(self, label: Tensor) -> Tensor:
         """[N,semantic_nc,H,W] of class indices [N,1,H,W], or [N,2,H,W] with glasses; floats are semantics already."""

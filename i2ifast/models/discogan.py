@@ -19,7 +19,7 @@ from i2ifast.nn import BatchNormAct
 from . import _system
 from ._blocks import pad_to, reset
 from ._losses import cross_entropy
-from ._originals import load_strictly, named
+from ._originals import load_strictly, named, require
 from ._system import Adam, Batch, Phase, every
 
 LEVELS = 4  # halvings of the image
@@ -61,8 +61,7 @@ class Config:
     @classmethod
     def from_original(cls, options: dict[str, Any]) -> "Config":
         """From the original's option names and values; ValueError for another arrangement of networks."""
-        if options.get("model_arch", "discogan") != "discogan":
-            raise ValueError(f"model_arch {options['model_arch']!r}: only 'discogan' is supported")
+        require(options, model_arch="discogan")
         return cls(**named(cls, options))
 
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from . import _dmit, _system
 from ._blocks import pad_to
-from ._cyclegan import check_choice
+from ._config import Cropped, check_choices
 from ._losses import hinge, kl_divergence, least_squares
-from ._originals import load_file, load_strictly, named
+from ._originals import load_file, load_strictly, named, require
 from ._shared_graph import recording, through
 from ._system import Adam, Batch, Phase
 
@@ -26,7 +26,7 @@ GENERATORS = ("dec", "enc_style", "enc_content")
 
 
 @dataclass
-class Config:
+class Config(Cropped):
     """Options of the original, under its names; load_size and crop_size are of its data."""
 
     input_nc: int = 3
@@ -60,27 +60,18 @@ class Config:
     lambda_rec: float = 10.0
 
     def __post_init__(self) -> None:
-        check_choice("norm_type", self.norm_type, tuple(_dmit.NORMS))
-        check_choice("up_type", self.up_type, _dmit.UPSAMPLINGS)
-        for name in ("content_gan_mode", "image_gan_mode"):
-            check_choice(name, getattr(self, name), tuple(GAN_MODES))
+        check_choices(self, norm_type=_dmit.NORMS, up_type=_dmit.UPSAMPLINGS)
+        check_choices(self, content_gan_mode=GAN_MODES, image_gan_mode=GAN_MODES)
         if self.n_attribute < 2:
             raise ValueError(f"n_attribute {self.n_attribute}: there must be at least 2 domains")
         least = 1 << (self.n_ds_blocks + self.n_content_disblocks)
         if self.crop_size < least:
             raise ValueError(f"crop_size {self.crop_size}: {self.n_content_disblocks} n_content_disblocks need {least}")
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of training images."""
-        return self.crop_size, self.crop_size
-
     @classmethod
     def from_original(cls, options: dict[str, Any]) -> "Config":
         """From the original's option names and values; ValueError for what the original does not run with either."""
-        for name, value in {"rec_mode": "l1", "init_type": "normal"}.items():
-            if options.get(name, value) != value:
-                raise ValueError(f"{name} {options[name]!r}: only {value!r} is supported")
+        require(options, rec_mode="l1", init_type="normal")
         values = named(cls, options)
         return cls(**{"crop_size": options.get("resolution", cls.crop_size)} | values)
 

@@ -20,7 +20,7 @@ from i2ifast.nn.losses import gradient_penalty, wasserstein
 
 from . import _system
 from ._edgegan import STRIDE, Classifier, Discriminator, Encoder, Generator, resize
-from ._originals import load_strictly, named
+from ._originals import load_strictly, named, require
 from ._system import Batch, Phase, RMSprop
 
 JUDGED = {"D": "joint", "D_patch2": "image", "D_patch3": "edge"}  # discriminator -> what it sees
@@ -62,9 +62,7 @@ class Config:
     @classmethod
     def from_original(cls, options: dict[str, Any]) -> "Config":
         """From the original's option names and values; ValueError for a network this system does not have."""
-        for name, value in cls.ONLY.items():
-            if options.get(name, value) != value:
-                raise ValueError(f"{name} {options[name]!r}: only {value!r} is supported")
+        require(options, **cls.ONLY)
         return cls(**named(cls, options))
 
 

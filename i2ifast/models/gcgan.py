@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from . import _system
 from ._blocks import pad_to, reset
+from ._config import check_choices
 from ._cyclegan import BLOCKS, DOWNS, NLayerDiscriminator, generator
 from ._losses import cross_entropy, least_squares
-from ._originals import load_nets, named
+from ._originals import load_nets, named, require
 from ._pool import ImagePool
 from ._system import Adam, Batch, Phase
 
@@ -55,10 +56,8 @@ class Config:
     niter_decay: int = 100  # and of a line towards zero
 
     def __post_init__(self) -> None:
-        known = {"model": ("gc_gan_share", "gc_gan_cross"), "geometry": GEOMETRIES, "which_model_netG": BLOCKS | DOWNS}
-        for name, values in known.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(values)}")
+        models = ("gc_gan_share", "gc_gan_cross")
+        check_choices(self, model=models, geometry=GEOMETRIES, which_model_netG=BLOCKS | DOWNS)
         if self.fineSize % self.stride:
             raise ValueError(f"fineSize {self.fineSize}: {self.which_model_netG} takes multiples of {self.stride}")
         if self.identity and self.input_nc != self.output_nc:
@@ -77,9 +76,7 @@ class Config:
     @classmethod
     def from_original(cls, options: dict[str, Any]) -> "Config":
         """From the original's option names and values; ValueError for a network this system does not have."""
-        for name, value in {"which_model_netD": "basic", "norm": "instance", "lr_policy": "lambda"}.items():
-            if options.get(name, value) != value:
-                raise ValueError(f"{name} {options[name]!r}: only {value!r} is supported")
+        require(options, which_model_netD="basic", norm="instance", lr_policy="lambda")
         positive = {name: not options[f"no_{name}"] for name in ("dropout", "lsgan") if f"no_{name}" in options}
         return cls(**positive, **named(cls, options))
 

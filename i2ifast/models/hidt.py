@@ -3,7 +3,6 @@
 Anokhin et al. High-Resolution Daytime Translation Without Domain Labels. CVPR 2020.
 """
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
@@ -19,9 +18,10 @@ from i2ifast.nn import LayerNorm
 
 from . import _system
 from ._blocks import pad_to
+from ._config import Cropped, check_choices
 from ._hidt import SHIFTS, STRIDE, Discriminator, Generator, RRDBNet
 from ._losses import VGG19, feature_matching, least_squares, perceptual
-from ._originals import load_strictly
+from ._originals import flattened, load_strictly, named
 from ._system import Adam, Batch, Phase
 
 ENDINGS = {".pt": "gen", ".pth": "enhancer"}  # of the original's files
@@ -38,7 +38,7 @@ FIXED = {
 
 
 @dataclass
-class Config:
+class Config(Cropped):
     """Options of the original, with the module that it has them in as prefix, and those of the paper's training."""
 
     content_encoder_dim: int = 48
@@ -78,10 +78,7 @@ class Config:
     gamma: float = 0.5
 
     def __post_init__(self) -> None:
-        known = {"enhancement": ("generator", "fullconv"), "stage": ("generator", "enhancer")}
-        for name, values in known.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(values)}")
+        check_choices(self, enhancement=("generator", "fullconv"), stage=("generator", "enhancer"))
         if self.style_pool < 2:
             raise ValueError(f"style_pool {self.style_pool}: a distribution takes at least 2 styles")
         if self.stage == "enhancer" and self.crop_size < LEAST * SHIFTS + SHIFTS:
@@ -104,11 +101,6 @@ class Config:
         """Labels are 0 .. num_classes - 1."""
         return self.segmentation_dim + self.contain_dontcare_label
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of training images."""
-        return self.crop_size, self.crop_size
-
     @classmethod
     def from_original(cls, options: dict[str, Any]) -> "Config":
         """From the original's configuration: its `gen`, and `enhancer` if given; ValueError for other networks."""
@@ -123,8 +115,7 @@ class Config:
             raise ValueError(f"images of {outputs['images']['dim']} channels: only 3 are supported")
         if decoder["dim"] != STRIDE * modules["content_encoder"]["dim"]:
             raise ValueError(f"dim {decoder['dim']} of decoder: must be {STRIDE} times that of content_encoder")
-        named = {f"{part}_{name}": value for part, values in parts.items() for name, value in values.items()}
-        own = {name: named[name] for name in cls.__dataclass_fields__ if name in named}
+        own = named(cls, flattened(parts, *parts))
         return cls(**own, segmentation_dim=outputs.get("segmentation_maps", {"dim": 0})["dim"])
 
 
@@ -183,7 +174,7 @@ class System(_system.System):
         if config.vgg_weights:
             self.fixed["VGG"] = VGG19(config.vgg_weights)
         elif config.lambda_feat:
-            logging.getLogger(__name__).warning("hidt: vgg_weights names no file, so there is no perceptual term")
+            self.warn("vgg_weights names no file, so there is no perceptual term")
 
     @property
     def data_settings(self) -> dict[str, Any]:

@@ -3,8 +3,7 @@
 Abdal, Qin, Wonka. Image2StyleGAN++: How to Edit the Embedded Images? CVPR 2020.
 """
 
-import logging
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +15,8 @@ from torch import Tensor, nn
 from i2ifast.nn.vgg import VGG, read_state
 
 from . import _system
-from ._originals import load_strictly
+from ._config import check_choices
+from ._originals import load_strictly, named
 from ._stylegan import Mapping, Synthesis
 from ._system import Adam, Batch, Phase
 
@@ -54,16 +54,13 @@ class Config:
     def __post_init__(self) -> None:
         if self.resolution < 8 or self.resolution & (self.resolution - 1):
             raise ValueError(f"resolution {self.resolution}: expected a power of 2 of at least 8")
-        for name, choices in (("init", ("zeros", "mean")), ("edit", ("crossover", "style"))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(choices)}")
+        check_choices(self, init=("zeros", "mean"), edit=("crossover", "style"))
 
     @classmethod
     def from_original(cls, options: dict[str, Any]) -> "Config":
         """From the options' names and values; one learning rate is that of styles and of noise."""
-        known = {field.name for field in fields(cls)}
         noise_lr = {"noise_lr": options["lr"]} if "lr" in options else {}
-        return cls(**noise_lr | {name: value for name, value in options.items() if name in known})
+        return cls(**noise_lr | named(cls, options))
 
 
 # fmt: off
@@ -130,7 +127,7 @@ class System(_system.System):
         if config.generator:
             self.load_original(config.generator)
         else:
-            logging.getLogger(__name__).warning("image2styleganpp: generator names no file, so its weights are random")
+            self.warn("generator names no file, so its weights are random")
         if config.vgg_weights:
             self.fixed["VGG"] = VGG(config.vgg_weights, FEATURES)
         sizes = generator.noise_sizes

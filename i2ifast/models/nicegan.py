@@ -4,7 +4,6 @@ Chen, Huang, Huang, Sun, Huang. Reusing Discriminators for Encoding. CVPR 2020.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -13,28 +12,15 @@ from torch import Tensor, nn
 
 from i2ifast.nn import ILN, spectral_norm
 
-from . import _system
-from ._blocks import (
-    STRIDE,
-    AttentionConv2d,
-    Modulation,
-    ModulationConfig,
-    linear_decay,
-    load_params,
-    numbered,
-    pad_to,
-    pooled,
-    reflecting,
-    reset,
-    spectral,
-    with_side,
-)
+from . import _modulation
+from ._blocks import numbered, pad_to, reflecting, reset
 from ._losses import least_squares
+from ._modulation import STRIDE, AttentionConv2d, Modulation, ModulationSystem, pooled, spectral, with_side
 from ._system import Adam, Batch, Phase
 
 
 @dataclass
-class Config(ModulationConfig):
+class Config(_modulation.Config):
     """Options of the original, under its names."""
 
     n_res: int = 6
@@ -133,7 +119,7 @@ class ResnetGenerator(Modulation):
         return self.UpBlock2(self.modulated(self.UpBlock0(code)))
 
 
-class System(_system.System):
+class System(ModulationSystem):
     """Two discriminators, which encode, and two generators; one discriminator step, then one generator step.
 
     The encoders are trained as discriminators only.
@@ -141,8 +127,6 @@ class System(_system.System):
 
     Config = Config
     PRESETS = PRESETS
-    data = "unpaired"
-    ema = ()
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -155,18 +139,11 @@ class System(_system.System):
             Phase("G", ("gen2A", "gen2B"), self.generator_loss, adam),
         ]
 
-    @property
-    def data_settings(self) -> dict[str, Any]:
-        return self.config.data_settings
-
     def init_weights(self) -> None:
         """As PyTorch's layers do; the code starts without attention."""
         reset(self.nets)
         for name in ("disA", "disB"):
             nn.init.zeros_(self.nets[name].lamda)
-
-    def rate(self, step: int) -> float:
-        return linear_decay(step, self.config.iteration) if self.config.decay_flag else 1.0
 
     def discriminator_loss(self, batch: Batch) -> dict[str, Tensor]:
         nets = self.nets
@@ -209,7 +186,3 @@ class System(_system.System):
         h, w = batch["a"].shape[-2:]
         code, _ = self.nets["disA"].encode(pad_to(batch["a"], STRIDE))
         return {"fake": self.nets["gen2B"](code)[..., :h, :w]}
-
-    def load_original(self, path: str | Path) -> None:
-        """Load <dataset>_params_latest.pt, or the newest <dataset>_params_<iteration>.pt, of a folder, or one file."""
-        load_params(self.nets, path)

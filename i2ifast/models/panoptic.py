@@ -20,6 +20,7 @@ from i2ifast.nn.label_conv import resized
 from i2ifast.nn.spade import ModulatedResnetBlock, modulated_twice
 
 from . import spade
+from ._config import check_choices
 from ._system import Batch
 from .spade import Semantics
 
@@ -36,8 +37,7 @@ class Config(spade.Config):
         super().__post_init__()
         if not self.instance:
             raise ValueError("instance False: it is instances that the networks keep apart")
-        if self.candidates not in get_args(Candidates):
-            raise ValueError(f"candidates {self.candidates!r}: expected one of {', '.join(get_args(Candidates))}")
+        check_choices(self, candidates=get_args(Candidates))
 
 
 PRESETS: dict[str, dict[str, Any]] = {name: spade.PRESETS[name] for name in ("coco", "cityscapes", "tiny")}

@@ -4,7 +4,6 @@ Wang, Liu, Zhu, Tao, Kautz, Catanzaro. High-Resolution Image Synthesis and Seman
 CVPR 2018.
 """
 
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -20,10 +19,11 @@ from i2ifast import labels
 from i2ifast.nn.losses import multiscale
 
 from . import _feature_clusters, _system
-from ._blocks import pad_to, reset
+from ._blocks import decay_from, pad_to, reset
+from ._config import check_choices
 from ._feature_clusters import Clusters
 from ._losses import GAN_LOSSES, VGG19, feature_matching, perceptual
-from ._originals import load_nets
+from ._originals import load_nets, named, require
 from ._pix2pixhd import NORMS, Encoder, Features, GlobalGenerator, LocalEnhancer, MultiscaleDiscriminator
 from ._pool import ImagePool
 from ._system import Adam, Batch, Phase
@@ -73,9 +73,7 @@ class Config:
     niter_decay: int = 100  # epochs of linear decay to zero
 
     def __post_init__(self) -> None:
-        for name, known in (("norm", NORMS), ("netG", GENERATORS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(known)}")
+        check_choices(self, norm=NORMS, netG=GENERATORS)
         if self.instance_feat and not self.instance:
             raise ValueError("instance_feat: needs instance, for the maps")
         if self.label_feat and not self.label_nc:
@@ -117,12 +115,9 @@ class Config:
     @classmethod
     def from_original(cls, options: dict[str, Any]) -> "Config":
         """From the original's option names and values; ValueError for what this system does not have."""
-        for name, value in {"use_dropout": False, "load_features": False}.items():
-            if options.get(name, value) != value:
-                raise ValueError(f"{name} {options[name]!r}: only {value!r} is supported")
-        values = {name: options[name] for name in cls.__dataclass_fields__ if name in options}
+        require(options, use_dropout=False, load_features=False)
         positive = {"instance": "no_instance", "lsgan": "no_lsgan", "ganFeat": "no_ganFeat_loss"}
-        return cls(**values | {name: not options[negative] for name, negative in positive.items()})
+        return cls(**named(cls, options) | {name: not options[negative] for name, negative in positive.items()})
 
 
 LOCAL = dict(netG="local", ngf=32, num_D=3, resize_or_crop="none", niter=50, niter_decay=50, niter_fix_global=10)
@@ -167,7 +162,7 @@ class System(_system.System):
         if config.vgg_weights:
             self.fixed["VGG"] = VGG19(config.vgg_weights)
         elif config.lambda_feat:
-            logging.getLogger(__name__).warning("pix2pixhd: vgg_weights names no file, so there is no perceptual term")
+            self.warn("vgg_weights names no file, so there is no perceptual term")
         self.pool = ImagePool(config.pool_size)
         self.gan = GAN_LOSSES["ls" if config.lsgan else "original"]
         adam = Adam(config.lr, (config.beta1, 0.999))
@@ -197,10 +192,7 @@ class System(_system.System):
             self.load_pretrain(self.config.load_pretrain)
 
     def decay(self, epoch: int) -> float:
-        """1 up to epoch niter + 1, then a line to 0 after epoch niter + niter_decay."""
-        if not self.config.niter_decay:
-            return 1.0
-        return min(1.0, max(0.0, 1 - (epoch - 1 - self.config.niter) / self.config.niter_decay))
+        return decay_from(self.config.niter, self.config.niter_decay, epoch)
 
     def prepare(self, batch: Batch) -> Batch:
         """Add `semantics`: of label maps the batch's plan, else one made of them; of images `a`, and `b` as `image`."""
@@ -272,9 +264,7 @@ class System(_system.System):
     def chosen(self, batch: Batch) -> Tensor:
         """Features for the generator: for each region a random cluster of its label; zeros for labels without."""
         if not self.cluster_counts.any():
-            logging.getLogger(__name__).warning(
-                "pix2pixhd: no image to take features from and no clusters of features, so they are zero"
-            )
+            self.warn("no image to take features from and no clusters of features, so they are zero")
         found = labels.regions(self.regions(batch), per_sample=True)
         label = _feature_clusters.labels_of(found.values)
         known = label < len(self.cluster_counts)

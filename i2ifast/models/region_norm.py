@@ -3,7 +3,7 @@
 Yu, Guo, Jin, Wu, Chen, Li, Zhang, Liu. Region Normalization for Image Inpainting. AAAI 2020.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from i2ifast.nn.conv import Conv2d
 from . import _system
 from ._blocks import pad_to
 from ._losses import cross_entropy
-from ._originals import load_nets
+from ._originals import load_nets, named
 from ._system import Adam, Batch, Phase
 
 STRIDE = 4  # of the encoder
@@ -46,8 +46,7 @@ class Config:
     @classmethod
     def from_original(cls, options: dict[str, Any]) -> "Config":
         """From the original's options; names that are no options of the networks or their training are left out."""
-        known = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in options.items() if name in known})
+        return cls(**named(cls, options))
 
 
 # fmt: off

@@ -17,6 +17,7 @@ from i2ifast.nn import InstanceNormAct, SPADEV2ResnetBlock, spectral_norm
 
 from . import spade
 from ._blocks import pad_to
+from ._config import check_choices
 from ._system import Batch
 from .spade import Semantics
 
@@ -46,8 +47,7 @@ class Config(spade.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.netG not in ENCODER_NDF:
-            raise ValueError(f"netG {self.netG!r}: expected one of {', '.join(ENCODER_NDF)}")
+        check_choices(self, netG=ENCODER_NDF)
         has_only = {"num_upsampling_layers": "more", "use_vae": True, "instance": self.netG == "Cityscapes"}
         for name, only in has_only.items():
             if getattr(self, name) != only:

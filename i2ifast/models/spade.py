@@ -3,7 +3,6 @@
 Park, Liu, Wang, Zhu. Semantic Image Synthesis with Spatially-Adaptive Normalization. CVPR 2019.
 """
 
-import logging
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,9 +16,10 @@ from i2ifast import labels
 from i2ifast.nn import InstanceNormAct, SPADEResnetBlock, label_conv2d, spectral_norm
 
 from . import _system
-from ._blocks import pad_to
+from ._blocks import decay_from, half_size, pad_to
+from ._config import Cropped, check_choices
 from ._losses import GAN_LOSSES, VGG19, feature_matching, kl_divergence, perceptual
-from ._originals import load_nets, named
+from ._originals import load_nets, named, require
 from ._system import Adam, Batch, Phase, every
 
 Semantics = Tensor | labels.LabelPlan
@@ -30,7 +30,7 @@ Z_DIM = 256  # fixed by the original's encoder
 
 
 @dataclass
-class Config:
+class Config(Cropped):
     """Options of the original, under its names, except that negative ones (no_instance, no_TTUR) are positive here."""
 
     label_nc: int = 182
@@ -66,11 +66,7 @@ class Config:
     }  # fmt: skip
 
     def __post_init__(self) -> None:
-        if self.gan_mode not in GAN_LOSSES:
-            raise ValueError(f"gan_mode {self.gan_mode!r}: expected one of {', '.join(GAN_LOSSES)}")
-        if self.num_upsampling_layers not in UPSAMPLINGS:
-            known = ", ".join(UPSAMPLINGS)
-            raise ValueError(f"num_upsampling_layers {self.num_upsampling_layers!r}: expected one of {known}")
+        check_choices(self, gan_mode=GAN_LOSSES, num_upsampling_layers=UPSAMPLINGS)
         if any(side % self.stride or not side for side in self.size):
             size = f"{self.size[1]}x{self.size[0]} (crop_size {self.crop_size}, aspect_ratio {self.aspect_ratio})"
             raise ValueError(f"images of {size} pixels: both sides must be multiples of {self.stride}")
@@ -93,11 +89,6 @@ class Config:
         return 2 ** UPSAMPLINGS[self.num_upsampling_layers]
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of training images."""
-        return round(self.crop_size / self.aspect_ratio), self.crop_size
-
-    @property
     def latent(self) -> tuple[int, int]:
         """Height and width of the generator's first map for training images."""
         return self.size[0] // self.stride, self.size[1] // self.stride
@@ -105,10 +96,7 @@ class Config:
     @classmethod
     def from_original(cls, options: dict[str, Any]) -> "Config":
         """From the original's option names and values; ValueError for a network this system does not have."""
-        only = cls.ONLY | ({"z_dim": Z_DIM} if options["use_vae"] else {})
-        for name, value in only.items():
-            if options.get(name, value) != value:
-                raise ValueError(f"{name} {options[name]!r}: only {value!r} is supported")
+        require(options, **cls.ONLY, **({"z_dim": Z_DIM} if options["use_vae"] else {}))
         values = named(cls, options)
         values |= {"instance": not options["no_instance"], "ttur": not options["no_TTUR"]}
         values |= {"lambda_feat": 0.0} if options["no_ganFeat_loss"] else {}
@@ -239,11 +227,8 @@ class MultiscaleDiscriminator(nn.Module):
         """images [kN,3,H,W] of the N label maps, k times over."""
         outputs = []
         for i, discriminator in enumerate(self.children()):
-            images = F.avg_pool2d(images, 3, 2, 1, count_include_pad=False) if i else images
-            if i and isinstance(seg, Tensor):
-                seg = F.avg_pool2d(seg, 3, 2, 1, count_include_pad=False)
-            elif i and seg is not None:
-                seg = seg.avg_pool2d(3, 2, 1)
+            if i:
+                images, seg = half_size(images), None if seg is None else half_size(seg)
             outputs.append(discriminator(seg, images))
         return outputs
 
@@ -289,8 +274,7 @@ class System(_system.System):
         if config.lambda_vgg and config.vgg_weights:
             self.fixed["VGG"] = VGG19(config.vgg_weights)
         elif config.lambda_vgg:
-            name = type(self).__module__.rpartition(".")[2]
-            logging.getLogger(__name__).warning(f"{name}: vgg_weights names no file, so there is no perceptual term")
+            self.warn("vgg_weights names no file, so there is no perceptual term")
         self.gan = GAN_LOSSES[config.gan_mode]
         betas, rate = (config.beta1, config.beta2), 2 if config.ttur else 1
         generator = tuple(name for name in self.nets if name != "D")
@@ -319,10 +303,7 @@ class System(_system.System):
         return of_d if self.config.use_vae else [(0, self.config.latent, 3, 1, 1), *of_d]
 
     def decay(self, epoch: int) -> float:
-        """1 up to epoch niter + 1, then a line to 0 after epoch niter + niter_decay; always 1 without niter_decay."""
-        if not self.config.niter_decay:
-            return 1.0
-        return min(1.0, max(0.0, 1 - (epoch - 1 - self.config.niter) / self.config.niter_decay))
+        return decay_from(self.config.niter, self.config.niter_decay, epoch)
 
     def prepare(self, batch: Batch) -> Batch:
         """Add `semantics`: the batch's plan, else one made of `label` and `instance` ([N,1,H,W] integers)."""

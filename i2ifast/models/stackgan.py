@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from i2ifast.nn import BatchNormAct, UpsampleConv2d
 from i2ifast.nn.conv import Conv2d
 
-from ._blocks import reset
+from ._blocks import reset, tiled
 from ._losses import cross_entropy
 from ._originals import load_strictly, named
-from ._stackgan import CANet, TextSystem, VectorNormAct, conditions, convolved, down16, halved, kl_term, tiled
+from ._stackgan import CANet, TextSystem, VectorNormAct, conditions, convolved, down16, halved, kl_term
 from ._system import Adam, Batch, Phase
 
 

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from i2ifast.nn import BatchNormAct, UpsampleConv2d
 
+from ._blocks import tiled
 from ._losses import cross_entropy
 from ._originals import load_strictly, named
-from ._stackgan import CANet, TextSystem, VectorNormAct, conditions, convolved, down16, halved, kl_term, tiled
+from ._stackgan import CANet, TextSystem, VectorNormAct, conditions, convolved, down16, halved, kl_term
 from ._system import Adam, Batch, Phase
 
 BASE = 64  # pixels per side of the first branch

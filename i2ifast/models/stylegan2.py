@@ -25,7 +25,7 @@ from i2ifast.nn.stylegan import (
 )
 
 from . import _system
-from ._originals import load_strictly
+from ._originals import load_strictly, named
 from ._system import Adam, Batch, Phase, every
 
 
@@ -71,7 +71,7 @@ class Config:
     @classmethod
     def from_original(cls, options: dict[str, Any]) -> "Config":
         """From the original's option names and values."""
-        return cls(**{name: options[name] for name in cls.__dataclass_fields__ if name in options})
+        return cls(**named(cls, options))
 
 
 # fmt: off

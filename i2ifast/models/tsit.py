@@ -16,6 +16,7 @@ from i2ifast.nn import FAdaIN, FADEResnetBlock, InstanceNormAct, spectral_norm
 
 from . import spade
 from ._blocks import pad_to
+from ._config import check_choices
 from ._system import Batch
 from .spade import Z_DIM, Features, LabelConv2d, NLayerDiscriminator, Semantics
 
@@ -40,8 +41,7 @@ class Config(spade.Config):
     }  # fmt: skip
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise ValueError(f"task {self.task!r}: expected one of {', '.join(TASKS)}")
+        check_choices(self, task=TASKS)
         if self.num_upsampling_layers != "more":
             raise ValueError(f"num_upsampling_layers {self.num_upsampling_layers!r}: only 'more' is supported")
         if self.labelled and self.ss:

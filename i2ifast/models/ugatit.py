@@ -5,7 +5,6 @@ for Image-to-Image Translation. ICLR 2020.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -14,37 +13,22 @@ from torch import Tensor, nn
 
 from i2ifast.nn import ILN, AdaILN, InstanceNormAct, UpsampleConv2d, spectral_norm
 
-from . import _system
-from ._blocks import (
-    STRIDE,
-    AttentionConv2d,
-    Modulation,
-    ModulationConfig,
-    ResnetBlock,
-    linear_decay,
-    load_params,
-    numbered,
-    pad_to,
-    pooled,
-    reflecting,
-    reset,
-    spectral,
-    with_side,
-)
+from . import _modulation
+from ._blocks import ResnetBlock, numbered, pad_to, reflecting, reset
 from ._losses import cross_entropy, least_squares
+from ._modulation import STRIDE, AttentionConv2d, Modulation, ModulationSystem, pooled, spectral, with_side
 from ._system import Adam, Batch, Phase
 
 LAYERS = {"G": 7, "L": 5}  # of the discriminators of the whole image and of patches
 
 
 @dataclass
-class Config(ModulationConfig):
+class Config(_modulation.Config):
     """Options of the original, under its names; its n_dis has no effect there and is left out."""
 
     n_res: int = 4
     identity_weight: float = 10.0
     cam_weight: float = 1000.0
-    iteration: int = 1000000
 
 
 # fmt: off
@@ -120,13 +104,11 @@ class Discriminator(nn.Module):
         return Output(self.conv(x), cam_logit, x.sum(1, keepdim=True))
 
 
-class System(_system.System):
+class System(ModulationSystem):
     """Two generators and a discriminator of two kinds for each domain; a discriminator step, then a generator step."""
 
     Config = Config
     PRESETS = PRESETS
-    data = "unpaired"
-    ema = ()
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -142,16 +124,9 @@ class System(_system.System):
             Phase("G", ("genA2B", "genB2A"), self.generator_loss, adam, after=self.clip_rho),
         ]
 
-    @property
-    def data_settings(self) -> dict[str, Any]:
-        return self.config.data_settings
-
     def init_weights(self) -> None:
         """As PyTorch's layers do."""
         reset(self.nets)
-
-    def rate(self, step: int) -> float:
-        return linear_decay(step, self.config.iteration) if self.config.decay_flag else 1.0
 
     def clip_rho(self) -> None:
         """Keep the mixing weights of all norms in [0, 1]."""
@@ -201,7 +176,3 @@ class System(_system.System):
         """{"fake": `a` [N,C,H,W] in domain B}, of any size with `light`."""
         h, w = batch["a"].shape[-2:]
         return {"fake": self.nets["genA2B"](pad_to(batch["a"], STRIDE)).out[..., :h, :w]}
-
-    def load_original(self, path: str | Path) -> None:
-        """Load <dataset>_params_latest.pt, or the newest <dataset>_params_<iteration>.pt, of a folder, or one file."""
-        load_params(self.nets, path)

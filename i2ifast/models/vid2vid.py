@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from i2ifast.nn.flow import resample2d
 
 from . import _system
-from ._blocks import pad_to
+from ._blocks import half_size, pad_to
+from ._config import check_choices
 from ._losses import VGG19, least_squares, perceptual
-from ._originals import load_strictly
+from ._originals import load_strictly, named, require
 from ._system import Adam, Batch, Phase
 from ._vid2vid import NORMS, Features, Generator, MultiscaleDiscriminator
 
@@ -61,8 +62,7 @@ class Config:
     loadSize: int = 512  # width of frames
 
     def __post_init__(self) -> None:
-        if self.norm not in NORMS:
-            raise ValueError(f"norm {self.norm!r}: expected one of {', '.join(NORMS)}")
+        check_choices(self, norm=NORMS)
         if self.n_frames_G < 2 or self.n_frames_D < 2:
             raise ValueError(f"n_frames_G {self.n_frames_G}, n_frames_D {self.n_frames_D}: expected at least 2 frames")
 
@@ -79,10 +79,8 @@ class Config:
         """
         only = {"netG": "composite", "use_single_G": False, "add_face_disc": False, "sparse_D": False, "TTUR": False,
                 "openpose_only": False, "niter_fix_global": 0}  # fmt: skip
-        for name, value in only.items():
-            if options.get(name, value) != value:
-                raise ValueError(f"{name} {options[name]!r}: only {value!r} is supported")
-        values = {name: options[name] for name in cls.__dataclass_fields__ if name in options}
+        require(options, **only)
+        values = named(cls, options)
         values |= {name: not options[f"no_{name}"] for name in ("flow", "first_img", "ganFeat")}
         return cls(**values)
 
@@ -127,7 +125,7 @@ def edges(instances: Tensor) -> Tensor:
 def pyramid(frames: Tensor, scales: int) -> Pyramid:
     levels = [frames]
     for _ in range(scales - 1):
-        small = F.avg_pool2d(levels[-1].flatten(0, 1), 3, 2, 1, count_include_pad=False)
+        small = half_size(levels[-1].flatten(0, 1))
         levels.append(small.unflatten(0, frames.shape[:2]))
     return levels
 

@@ -70,7 +70,7 @@ def rasterise(boxes: np.ndarray, num_classes: int, height: int, width: int) -> n
     return found
 
 
-class Boxes(_items.Items):
+class Boxes(labels.Photographed):
     """Items {boxes [nc,H,W] float32, label [1,H,W], retrieved [3,H,W] int64, image [3,H,W] in [-1, 1], path}.
 
     boxes are 1 inside the boxes of a class; retrieved has the label maps of the three images of `bank` whose boxes are
@@ -86,17 +86,8 @@ class Boxes(_items.Items):
         train: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__(settings, train, seed)
-        self.files, self.boxes, self.bank = list(files), list(boxes), bank
-        for file in files:
-            if file.image is None:
-                raise ValueError(f"{file.label}: has no photograph")
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def sources(self, index: int) -> list[tuple[_items.Role, Path]]:
-        return labels.sources_of(self.files[index]._replace(instance=None))
+        super().__init__(files, settings, train, seed)
+        self.boxes, self.bank = list(boxes), bank
 
     def item(self, index: int, rng: Generator) -> _items.Item:
         file, boxes = self.files[index], self.boxes[index]

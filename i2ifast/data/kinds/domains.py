@@ -46,16 +46,13 @@ class Domains(_items.Items):
     def __init__(
         self, domains: dict[str, Sequence[Path]], settings: Settings, train: bool = False, seed: int = 0
     ) -> None:
-        super().__init__(settings, train, seed)
         self.names, self.domains = list(domains), [list(files) for files in domains.values()]
+        files = [(number, file) for number, files in enumerate(self.domains) for file in files]
+        super().__init__(files, settings, train, seed)
         if train and settings.num_domains not in (None, len(self.domains)):  # held out may be domains never seen
             raise ValueError(
                 f"{len(self.domains)} domains ({', '.join(self.names)}), but the system has {settings.num_domains}"
             )
-        self.files = [(number, file) for number, files in enumerate(self.domains) for file in files]
-
-    def __len__(self) -> int:
-        return len(self.files)
 
     def draw(self, rng: Generator, count: int = 1) -> tuple[int, list[Path]]:
         """A domain, and `count` of its files."""
@@ -103,16 +100,10 @@ class PartlyLabelled(Domains):
 
 
 class Attributes(_items.Items):
-    """Items {image [3,H,W] float32 in [-1, 1], attributes [C] float32, 1 or 0, path} of CelebA's photographs."""
+    """Items {image [3,H,W] float32 in [-1, 1], attributes [C] float32, 1 or 0, path} of CelebA's photographs.
 
-    def __init__(
-        self, files: Sequence[tuple[Path, Sequence[bool]]], settings: Settings, train: bool = False, seed: int = 0
-    ) -> None:
-        super().__init__(settings, train, seed)
-        self.files = list(files)
-
-    def __len__(self) -> int:
-        return len(self.files)
+    `files`: photographs, each with whether it has which attribute.
+    """
 
     def sources(self, index: int) -> list[tuple[_items.Role, Path]]:
         return [("photograph", self.files[index][0])]

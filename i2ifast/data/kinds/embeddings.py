@@ -1,6 +1,6 @@
 """Photographs with embeddings of texts about them: {phase}, and {phase}_embedding with a .npy file of the same name."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,15 +30,6 @@ class Embeddings(_items.Items):
     `wrong` is another photograph. Of several embeddings, [K,D] in the file, one is drawn in training, else the first is
     taken.
     """
-
-    def __init__(
-        self, files: Sequence[tuple[Path, Path]], settings: Settings, train: bool = False, seed: int = 0
-    ) -> None:
-        super().__init__(settings, train, seed)
-        self.files = list(files)
-
-    def __len__(self) -> int:
-        return len(self.files)
 
     def sources(self, index: int) -> list[tuple[_items.Role, Path]]:
         return [("photograph", self.files[index][0])]

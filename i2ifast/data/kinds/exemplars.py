@@ -16,7 +16,7 @@ from torch import Tensor
 
 from i2ifast.data import _items, _parts, _pose
 from i2ifast.data.kinds import labels
-from i2ifast.data.kinds.labels import Classes, Files, read_label, sources_of
+from i2ifast.data.kinds.labels import Classes, Files, read_label
 from i2ifast.data.pixels import Geometry, natural, pair, read_map, read_photo
 
 SHOWN = ("label", "ref", "fake", "image")
@@ -44,7 +44,7 @@ class Settings(Classes, Options):
                 raise ValueError(f"{name} {getattr(self, name)}: expected 0 to 1")
 
 
-class Exemplars(_items.Items):
+class Exemplars(labels.Photographed):
     """Items of `files`, by name: label, image [3,H,W] float32 in [-1, 1], label_ref, ref, self_ref, path.
 
     label, label_ref: [1,H,W] int64, of poses [20,H,W] float32 (see `_pose.maps`), with glasses [2,H,W]. self_ref [] is
@@ -63,21 +63,15 @@ class Exemplars(_items.Items):
         train: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__(settings, train, seed)
-        self.names, self.files, self.pool, self.lists, self.same = list(files), list(files.values()), pool, lists, same
-        for file in self.files:
-            if file.image is None:
-                raise ValueError(f"{file.label}: has no photograph")
-
-    def __len__(self) -> int:
-        return len(self.files)
+        super().__init__(files.values(), settings, train, seed)
+        self.names, self.pool, self.lists, self.same = list(files), pool, lists, same
 
     def sources(self, index: int) -> list[tuple[_items.Role, Path]]:
         file = self.files[index]
         mask = [("mask", file.instance)] if file.instance else []
         if file.label.suffix == ".txt":
             return [("photograph", file.image)]
-        return [*sources_of(file._replace(instance=None)), *mask]
+        return [*super().sources(index), *mask]
 
     def item(self, index: int, rng: Generator) -> _items.Item:
         file = self.files[index]

@@ -1,6 +1,6 @@
 """Photographs: those in {phase}, folders in it included."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ from numpy.random import Generator
 
 from i2ifast.data import _items
 from i2ifast.data._items import Options, Settings
-from i2ifast.data.pixels import images_below
 
 __all__ = ["SHOWN", "Inputs", "Options", "Settings", "folder"]
 
@@ -21,13 +20,6 @@ TAKES = ("latent",)
 class Images(_items.Items):
     """Items {image [3,H,W] float32 in [-1, 1], path} of `files`."""
 
-    def __init__(self, files: Sequence[Path], settings: Settings, train: bool = False, seed: int = 0) -> None:
-        super().__init__(settings, train, seed)
-        self.files = list(files)
-
-    def __len__(self) -> int:
-        return len(self.files)
-
     def sources(self, index: int) -> list[tuple[_items.Role, Path]]:
         return [("photograph", self.files[index])]
 
@@ -37,10 +29,7 @@ class Images(_items.Items):
 
 def folder(root: str | Path, phase: str, settings: Settings, seed: int = 0, train: bool = False) -> Images:
     """The photographs below `root`/`phase`; FileNotFoundError where there are none."""
-    files = images_below(Path(root) / phase)
-    if not files:
-        raise FileNotFoundError(f"{Path(root) / phase}: no such folder, or no images below it")
-    return Images(files, settings, train, seed)
+    return Images(_items.images_of(Path(root) / phase, below=True), settings, train, seed)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,11 +46,8 @@ class Inpainting(_items.Items):
         train: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__(settings, train, seed)
-        self.files, self.masks = list(files), list(masks)
-
-    def __len__(self) -> int:
-        return len(self.files)
+        super().__init__(files, settings, train, seed)
+        self.masks = list(masks)
 
     def sources(self, index: int) -> list[tuple[_items.Role, Path]]:
         mask = [("mask", self.masks[index])] if index < len(self.masks) else []
@@ -110,9 +107,7 @@ DRAWN = {"strokes": strokes, "rectangle": rectangle}
 
 def folder(root: str | Path, phase: str, settings: Settings, seed: int = 0, train: bool = False) -> Inpainting:
     """The photographs below `root`/`phase`; FileNotFoundError where there are none, or no masks in the folder named."""
-    files = images_below(Path(root) / phase)
-    if not files:
-        raise FileNotFoundError(f"{Path(root) / phase}: no such folder, or no images below it")
+    files = _items.images_of(Path(root) / phase, below=True)
     masks = images_below(settings.masks or Path(root) / f"{phase}_mask")
     if settings.masks and not masks:
         raise FileNotFoundError(f"{settings.masks}: no such folder, or no masks below it")

@@ -1,7 +1,7 @@
 """Label maps, instance maps and photographs: folders to items to batches with label plans."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -209,11 +209,8 @@ class LabelDataset(_items.Items):
                 raise ValueError(f"{file.label}: has no instance map (instance=False does without)")
             if train and file.image is None:
                 raise ValueError(f"{file.label}: has no photograph to learn from")
-        super().__init__(settings, train, seed)
-        self.files, self.disparities = list(files), list(disparities)
-
-    def __len__(self) -> int:
-        return len(self.files)
+        super().__init__(files, settings, train, seed)
+        self.disparities = list(disparities)
 
     def sources(self, index: int) -> list[tuple[_items.Role, Path]]:
         return sources_of(self.files[index])
@@ -247,6 +244,19 @@ class LabelDataset(_items.Items):
         made = made.per_sample() if settings.plan_per_sample else made
         windows = settings.plan_windows if self.train else ()
         return {**batch, "plan": made.precompute(settings.plan_sizes, backward=self.train, windows=windows)}
+
+
+class Photographed(_items.Items):
+    """Items of label maps, or what stands in their place, and their photographs; ValueError for one without."""
+
+    def __init__(self, files: Iterable[Files], settings: Classes, train: bool = False, seed: int = 0) -> None:
+        super().__init__(files, settings, train, seed)
+        for file in self.files:
+            if file.image is None:
+                raise ValueError(f"{file.label}: has no photograph")
+
+    def sources(self, index: int) -> list[tuple[_items.Role, Path]]:
+        return sources_of(self.files[index]._replace(instance=None))
 
 
 def read_instances(file: Path, label_file: Path, label: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Photographs in pairs: A | B side by side in one file of {phase}, or in {phase}A and {phase}B by equal names."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,19 +23,6 @@ class Paired(_items.Items):
 
     Both are cropped and mirrored alike.
     """
-
-    def __init__(
-        self,
-        files: Sequence[tuple[Path, Path]] | Sequence[tuple[Path]],
-        settings: Settings,
-        train: bool = False,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(settings, train, seed)
-        self.files = list(files)
-
-    def __len__(self) -> int:
-        return len(self.files)
 
     def sources(self, index: int) -> list[tuple[_items.Role, Path]]:
         return [("photograph", file) for file in self.files[index]]

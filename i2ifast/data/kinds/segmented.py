@@ -1,6 +1,5 @@
 """Photographs with label maps to learn from, in the layouts of `labels`; translated without, in others' styles."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from numpy.random import Generator
 
 from i2ifast.data import _items
 from i2ifast.data.kinds import labels
-from i2ifast.data.kinds.labels import Classes, Files, Options, read_label
+from i2ifast.data.kinds.labels import Classes, Options, read_label
 from i2ifast.data.kinds.unpaired import SHOWN, TAKES, Inputs
 
 __all__ = ["SHOWN", "TAKES", "Inputs", "Options", "Settings", "folder"]
@@ -19,24 +18,11 @@ class Settings(Classes, Options):
     """Nothing that kinds with label maps have not."""
 
 
-class Segmented(_items.Items):
+class Segmented(labels.Photographed):
     """Items {a, b [3,H,W] float32 in [-1, 1], label of a [1,H,W] int64, path of the label map} of `files`.
 
     b is another photograph, cropped and mirrored by itself: one drawn in training, else the next.
     """
-
-    def __init__(self, files: Sequence[Files], settings: Settings, train: bool = False, seed: int = 0) -> None:
-        super().__init__(settings, train, seed)
-        self.files = list(files)
-        for file in self.files:
-            if file.image is None:
-                raise ValueError(f"{file.label}: has no photograph")
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def sources(self, index: int) -> list[tuple[_items.Role, Path]]:
-        return labels.sources_of(self.files[index]._replace(instance=None))
 
     def item(self, index: int, rng: Generator) -> _items.Item:
         file = self.files[index]

@@ -30,15 +30,12 @@ class Sketches(_items.Items):
     """
 
     def __init__(self, classes: dict[str, list[Path]], settings: Settings, train: bool = False, seed: int = 0) -> None:
-        super().__init__(settings, train, seed)
         if settings.num_classes not in (None, len(classes)):
             raise ValueError(
                 f"{len(classes)} classes ({', '.join(classes)}), but the system has {settings.num_classes}"
             )
-        self.files = [(number, file) for number, files in enumerate(classes.values()) for file in files]
-
-    def __len__(self) -> int:
-        return len(self.files)
+        files = [(number, file) for number, files in enumerate(classes.values()) for file in files]
+        super().__init__(files, settings, train, seed)
 
     def sources(self, index: int) -> list[tuple[_items.Role, Path]]:
         return [("photograph", self.files[index][1])]

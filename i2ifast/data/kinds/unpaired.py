@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,14 +37,11 @@ class Unpaired(_items.Items):
     def __init__(
         self, a: Sequence[Path], b: Sequence[Path], settings: Settings, train: bool = False, seed: int = 0
     ) -> None:
-        super().__init__(settings, train, seed)
+        super().__init__(zip_longest(a, b), settings, train, seed)
         self.a, self.b = list(a), list(b)
 
-    def __len__(self) -> int:
-        return max(len(self.a), len(self.b))
-
     def sources(self, index: int) -> list[tuple[_items.Role, Path]]:
-        return [("photograph", files[index]) for files in (self.a, self.b) if index < len(files)]
+        return [("photograph", file) for file in self.files[index] if file is not None]
 
     def item(self, index: int, rng: Generator) -> _items.Item:
         partner = int(rng.integers(len(self.b))) if self.train else index

@@ -74,9 +74,8 @@ class Videos(_items.Items):
     def __init__(
         self, sequences: Sequence[Sequence[Files]], settings: Settings, train: bool = False, seed: int = 0
     ) -> None:
-        super().__init__(settings, train, seed)
-        self.sequences = [list(frames) for frames in sequences]
-        for frames in self.sequences:
+        super().__init__(sequences, settings, train, seed)
+        for frames in self.files:
             if len(frames) < settings.frames:
                 raise ValueError(
                     f"{frames[0].label.parent}: {len(frames)} frames, but a clip has {settings.frames} "
@@ -89,14 +88,11 @@ class Videos(_items.Items):
             if frames[0].image is None:
                 raise ValueError(f"{frames[0].label}: has no photograph")
 
-    def __len__(self) -> int:
-        return len(self.sequences)
-
     def sources(self, index: int) -> list[tuple[_items.Role, Path]]:
-        return [source for frame in self.sequences[index] for source in sources_of(frame)]
+        return [source for frame in self.files[index] for source in sources_of(frame)]
 
     def item(self, index: int, rng: Generator) -> _items.Item:
-        frames, settings = self.sequences[index], self.settings
+        frames, settings = self.files[index], self.settings
         start = int(rng.integers(len(frames) - settings.frames + 1)) if self.train else 0
         clip, count = frames[start : start + settings.frames], settings.n_shot
         drawn = rng.permutation(len(frames))[:count] if self.train else range(len(frames) - count, len(frames))
