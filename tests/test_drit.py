@@ -13,13 +13,17 @@ from i2ifast._nonfinite import Place, Watch
 from i2ifast._state import State
 from i2ifast._update import Updater
 from i2ifast.models import build
-from i2ifast.models._blocks import LayerNormAct
+from i2ifast.models._blocks import LayerNormAct, tiled
 from i2ifast.models._dmit import ConditionalBatchNorm
-from i2ifast.models._drit import ConcatGenerator, SpectralConv2d, beside
+from i2ifast.models._drit import ConcatGenerator, SpectralConv2d
 from i2ifast.models._shared_graph import recording, through
 from i2ifast.models.drit import CLIP, NZ
 
 NAMES = ("dmit", "drit")
+
+
+def beside(x: Tensor, z: Tensor) -> Tensor:
+    return torch.cat([x, tiled(z, x)], 1)
 
 
 def test_a_shared_graph_meets_new_weights_with_old_activations():

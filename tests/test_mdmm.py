@@ -12,11 +12,16 @@ from torch import nn
 from toy import assert_same, newest
 
 from i2ifast import translate
-from i2ifast.models._drit import NZ, beside
+from i2ifast.models._blocks import tiled
+from i2ifast.models._drit import NZ
 from i2ifast.models.mdmm import ConcatGenerator
 from i2ifast.train import main
 
 WITH_CONTENT = {"isDcontent": True, "crop_size": 216, "base_channels": 2, "dis_scale": 1}
+
+
+def beside(x: Tensor, z: Tensor) -> Tensor:
+    return torch.cat([x, tiled(z, x)], 1)
 
 
 def test_a_discriminator_of_contents_and_its_turns() -> None:

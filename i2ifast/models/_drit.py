@@ -15,7 +15,7 @@ from i2ifast.nn.conv import Conv2d, ConvTranspose2d
 from i2ifast.nn.instance import instance_norm_act
 from i2ifast.ops import spectral_weight
 
-from ._blocks import LayerNormAct, numbered, reflecting
+from ._blocks import LayerNormAct, numbered, reflecting, tiled
 
 NZ = 8  # of an attribute vector
 SLOPE = 0.01  # of leaky relus behind convolutions; elsewhere 0.2
@@ -195,15 +195,8 @@ class NormedUpConv2d(nn.Module):
         return self.model(x)
 
 
-def beside(x: Tensor, z: Tensor) -> Tensor:
-    """x [N,C,H,W] and z [N,D] in every pixel: [N,C+D,H,W], in the layout of x."""
-    layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
-    maps = z[:, :, None, None].expand(-1, -1, *x.shape[2:])
-    return torch.cat([x, maps.contiguous(memory_format=layout)], 1)  # which follows no layout that not all have
-
-
 def pixelwise(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The convolution of `beside(x, z)` with weight [O,C+D]: what z adds is the same in all pixels."""
+    """The convolution of x with z in every pixel, with weight [O,C+D]: what z adds is the same in all pixels."""
     of_x, of_z = weight.split([x.size(1), z.size(1)], 1)
     return F.conv2d(x, of_x[..., None, None]) + (z @ of_z.t() + bias)[..., None, None]
 
@@ -245,12 +238,12 @@ class ConcatGenerator(nn.Module):
     def begin(self, shared: Tensor, side: str) -> Tensor:
         """What all images of a domain with a content have in common."""
         without = shared.new_zeros(len(shared), NZ)
-        return self.get_submodule(f"dec{side}1")(beside(shared, without))
+        return self.get_submodule(f"dec{side}1")(torch.cat([shared, tiled(without, shared)], 1))
 
     def forward(self, begun: Tensor, z: Tensor, side: str) -> Tensor:
         x = begun + F.pad(z, (begun.size(1) - NZ, 0))[:, :, None, None]
         for i in (2, 3):
-            x = self.get_submodule(f"dec{side}{i}")(beside(x, z))
+            x = self.get_submodule(f"dec{side}{i}")(torch.cat([x, tiled(z, x)], 1))
         return self.get_submodule(f"dec{side}4")(x, z)
 
 

@@ -18,7 +18,7 @@ from i2ifast.nn import AttentiveNorm, BatchNormAct, ConditionalNorm, SelfAttenti
 from i2ifast.nn.conv import Conv2d
 
 from . import _semantic_pyramid, _system
-from ._cyclegan import check_choice
+from ._config import check_choices
 from ._losses import hinge
 from ._system import Adam, Batch, Phase, every
 
@@ -45,8 +45,7 @@ class Config:
     d_lr: float = 4e-4
 
     def __post_init__(self) -> None:
-        check_choice("attention", self.attention, ("none", "self", "attentive"))
-        check_choice("d_attention", self.d_attention, ("none", "self"))
+        check_choices(self, attention=("none", "self", "attentive"), d_attention=("none", "self"))
         if self.image_size < 4 * FIRST or self.image_size & (self.image_size - 1):
             raise ValueError(f"image_size {self.image_size}: must be a power of 2, at least {4 * FIRST}")
         sides = [side for side in self.sides if 2 * FIRST <= side < self.image_size]

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import _drit, _drit_shared
-from ._blocks import pad_to
+from ._blocks import pad_to, tiled
 from ._drit import (
     NZ,
     STYLED,
@@ -26,7 +26,6 @@ from ._drit import (
     ResBlock,
     StyledBlock,
     ToImages,
-    beside,
 )
 from ._drit_shared import CLIP, GENERATORS, RANDOM, RECONSTRUCTION, REGULARISATION, apart
 from ._losses import cross_entropy, kl_divergence
@@ -86,7 +85,7 @@ class VariationalEncoder(nn.Module):
         self.fc, self.fcVar = (nn.Linear(widths[-1], NZ) for _ in range(2))
 
     def forward(self, images: Tensor, code: Tensor) -> Tensor:
-        x = F.leaky_relu(self.conv(beside(images, code)), 0.2).mean((2, 3))
+        x = F.leaky_relu(self.conv(torch.cat([images, tiled(code, images)], 1)), 0.2).mean((2, 3))
         return torch.cat([self.fc(x), self.fcVar(x)], 1)
 
 
@@ -101,7 +100,7 @@ class AttributeEncoder(nn.Module):
         self.conv, self.last = nn.ModuleList([first, *halving]), nn.Linear(4 * c, NZ)
 
     def forward(self, images: Tensor, code: Tensor) -> Tensor:
-        x = beside(images, code)
+        x = torch.cat([images, tiled(code, images)], 1)
         for conv in self.conv:
             x = F.relu(conv(x))
         return self.last(x.mean((2, 3)))
@@ -126,12 +125,13 @@ class ConcatGenerator(nn.Module):
 
     def begin(self, content: Tensor) -> Tensor:
         """What all images with a content have in common."""
-        return self.dec1(beside(self.dec_share(content), content.new_zeros(len(content), self.length)))
+        shared = self.dec_share(content)
+        return self.dec1(torch.cat([shared, tiled(shared.new_zeros(len(shared), self.length), shared)], 1))
 
     def forward(self, begun: Tensor, style: Tensor) -> Tensor:
         x = begun + F.pad(style, (begun.size(1) - self.length, 0))[:, :, None, None]
         for up in (self.dec2, self.dec3):
-            x = up(beside(x, style))
+            x = up(torch.cat([x, tiled(style, x)], 1))
         return self.dec4(x, style)
 
 

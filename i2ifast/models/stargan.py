@@ -19,7 +19,7 @@ from i2ifast.nn.conv import Conv2d
 from i2ifast.nn.losses import gradient_penalty, wasserstein
 
 from . import _system
-from ._blocks import numbered, pad_to, reset
+from ._blocks import numbered, pad_to, reset, tiled
 from ._originals import load_strictly, named
 from ._system import Adam, Batch, Phase, every
 
@@ -139,8 +139,7 @@ class Generator(nn.Module):
         self.main = numbered(layers)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        maps = labels[..., None, None].expand(-1, -1, *images.shape[2:])
-        return self.main(torch.cat([images, maps], 1))
+        return self.main(torch.cat([images, tiled(labels, images)], 1))
 
 
 class Discriminator(nn.Module):
