@@ -22,7 +22,7 @@ from i2ifast.models.drit import CLIP, NZ
 NAMES = ("dmit", "drit")
 
 
-def beside(x: Tensor, z: Tensor) -> Tensor:
+def beside(x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
     return torch.cat([x, tiled(z, x)], 1)
 
 

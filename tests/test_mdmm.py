@@ -20,7 +20,7 @@ from i2ifast.train import main
 WITH_CONTENT = {"isDcontent": True, "crop_size": 216, "base_channels": 2, "dis_scale": 1}
 
 
-def beside(x: Tensor, z: Tensor) -> Tensor:
+def beside(x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
     return torch.cat([x, tiled(z, x)], 1)
 
 
