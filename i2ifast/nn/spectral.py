@@ -32,8 +32,9 @@ class SpectralNorm(TorchSpectralNorm):
         self._stop_letting_go(module)
 
     def let_go(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        """Forward hook: what backward needs of the normalised weight it keeps itself, until then."""
-        setattr(module, self.name, getattr(module, f"{self.name}_orig").detach())
+        """Forward hook: in training, what backward needs of the normalised weight it keeps itself, until then."""
+        kept = f"{self.name}_orig" if module.training else self.name
+        setattr(module, self.name, getattr(module, kept).detach())
 
     def _stop_letting_go(self, module: nn.Module) -> None:
         hooks = module._forward_hooks
@@ -59,8 +60,9 @@ def spectral_norm(module: M, name: str = "weight", n_power_iterations: int = 1, 
     The parameter `name` becomes `name`_orig, with buffers `name`_u and `name`_v. In training every forward makes
     `n_power_iterations` and updates the buffers. In evaluation sigma comes from the stored ones, always anew: writes to
     `.data` leave no trace that would tell a kept weight is stale. Autocast does not lower the precision of any of it.
-    Outside of a forward the attribute `name` shares its storage with the parameter: initialisation may write to it, the
-    module can be copied and pickled, and no second copy of the weight lasts from step to step.
+    Before the first forward, and after one in training, the attribute `name` shares its storage with the parameter:
+    initialisation may write to it, and no second copy of the weight lasts from step to step. After one in evaluation it
+    holds the normalised weight. It never has a graph: the module can be copied and pickled at any time.
     `torch.nn.utils.remove_spectral_norm` undoes it.
     """
     torch.nn.utils.spectral_norm(module, name, n_power_iterations, eps)
