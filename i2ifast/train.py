@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from . import _checkpoint, models
+from ._activations import Activations
 from ._arguments import Arguments, parse
 from ._checkpoint import Best, CheckpointError, Header
 from ._nonfinite import Place, Watch, source
@@ -122,6 +123,7 @@ class Trainer:
         self.loss = {phase.name: loss_of(system, phase, sharded) for phase in system.phases}
         self.losses, self.watch, self.best = Losses(), Watch(device), Best(loop.best, found)
         self.updater = Updater(self.state, loop.clip_grad, self.watch)
+        self.activations = Activations(system) if self.rank == 0 else None  # of the first step
         options = {name: str(value) for name, value in vars(loop).items()}
         self.options = options | {"device": str(device), "processes": world, "autocast": str(half)}
 
@@ -152,7 +154,8 @@ class Trainer:
                 system.freeze_all_but(phase)
                 state.optimizers[phase.name].zero_grad()
                 for batch in batches:
-                    with self.autocast:
+                    counted = self.activations.during(phase.name) if self.activations else nullcontext()
+                    with self.autocast, counted:
                         terms = self.loss[phase.name](batch, batch is batches[-1])
                     self.updater.backward(place, phase, sum(terms.values()) / len(batches))
                     self.losses.add(place.step, phase.name, terms)
@@ -226,14 +229,17 @@ def train(
     run_log = RunLog(loop.out, run_facts, *steps, device, loop.tensorboard) if first else nullcontext()
     with run_log as log, stop_requests() as stop:
         if log:
-            sizes = ", ".join(f"{size / 2**20:.4g} of {kind}" for kind, size in state.sizes().items())
-            log.say(f"memory in MiB: {sizes}; activations come on top, the peak is logged")
+            log.memory(state.sizes(), "activations, which the first step tells, come on top")
         done = state.step >= loop.steps
         while not done:
             before = state.step
             of_epoch = while_all_have(batches(state.epoch, trainer.place.start))
             for some in zip(*[of_epoch] * loop.accumulate, strict=False):  # as many at a time; a rest is left out
                 trainer.step(some)
+                if log and (counted := trainer.activations):
+                    sizes = state.sizes() | {f"activations, in phase {counted.phase}": counted.peak}
+                    log.memory(sizes, f"{sum(sizes.values()) / 2**20:.4g} in all")
+                trainer.activations = None
                 done = stop() or state.step == loop.steps
                 save = done or state.step % loop.save_every == 0
                 if save or state.step % loop.log_every == 0:
