@@ -12,6 +12,7 @@ from numpy.random import Generator
 from torch import Tensor
 
 from i2ifast.data import _items
+from i2ifast.data._cache import Cache
 from i2ifast.data._optical_flow import estimate, read_flow, warp
 from i2ifast.data.kinds.labels import ENDINGS, Classes, read_instances, read_label, sources_of
 from i2ifast.data.pixels import Geometry, images_in, natural, pair, read_photo
@@ -89,7 +90,7 @@ class Videos(_items.Items):
         clip = frames[start : start + settings.frames]
         photos = [self.open(frame.image) for frame in clip]
         where = self.place(photos[0].size, rng, clip[0].image)
-        maps = [maps_of(frame, settings, photos[0].size) for frame in clip]
+        maps = [maps_of(frame, settings, photos[0].size, self.cache) for frame in clip]
         item = {name: torch.stack([where.map(each[name]) for each in maps]) for name in maps[0]}
         for frame, photo in zip(clip, photos, strict=True):
             if photo.size != photos[0].size:
@@ -102,15 +103,17 @@ class Videos(_items.Items):
         return {**item, "confidence": (distance < SURE).float(), "path": str(clip[0].label)}
 
 
-def maps_of(frame: Files, settings: Settings, size: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
+def maps_of(
+    frame: Files, settings: Settings, size: tuple[int, int] | None = None, cache: Cache | None = None
+) -> dict[str, np.ndarray]:
     """Label and instance maps of a frame; ValueError unless they are of `size` (width, height)."""
-    label = read_label(frame.label, settings)
+    label = read_label(frame.label, settings, cache)
     if size and label.shape[::-1] != size:
         height, width = label.shape
         raise ValueError(f"{frame.label}: {width}x{height} pixels, but the photographs have {size[0]}x{size[1]}")
     found = {"label": label}
     if settings.instance:
-        found["instance"] = read_instances(frame.instance, frame.label, label)
+        found["instance"] = read_instances(frame.instance, frame.label, label, cache)
     return found
 
 
