@@ -1,16 +1,14 @@
 """`python -m i2ifast.evaluate`: folders to scores, protocol and messages. All files and networks are made here."""
 
 import json
-import os
-import socket
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from PIL import Image
+from ranks import run_processes
 from torch import Tensor, nn
 
 from i2ifast import metrics, models, translate
@@ -212,11 +210,7 @@ def test_diversity_of_classes(tmp_path):
     assert diversity() == pytest.approx(one, rel=1e-9)
 
 
-def worker(rank: int, given: dict[str, object], folder: Path, port: int) -> None:
-    """What torchrun starts."""
-    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in environment.items()})
-    torch.set_num_threads(1)
+def worker(rank: int, given: dict[str, object], folder: Path) -> None:
     run(**given, out=folder / f"{rank}.json")
 
 
@@ -225,10 +219,7 @@ def run(**given: object) -> None:
 
 
 def two_processes(folder: Path, **given: object) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, (given, folder, port), nprocs=2)
+    run_processes(worker, given, folder)
 
 
 def test_two_processes_equal_one(root, tmp_path):
