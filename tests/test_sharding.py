@@ -14,7 +14,11 @@ from test_models import BATCHES, NAMES, tiny
 from torch import Tensor, nn
 from toy import HEADER, SAMPLES, Toy, assert_same, batches, newest, run
 
+from i2ifast._nonfinite import Place, Watch
 from i2ifast._runlog import NonFiniteLoss
+from i2ifast._sharding import local
+from i2ifast._state import State
+from i2ifast._update import Updater
 from i2ifast.train import Loop, train
 
 HALVES = ("split/sizes0.pt", "split/sizes1.pt")
@@ -123,6 +127,27 @@ def test_any_number_of_processes_resumes(trained: Path, tmp_path: Path) -> None:
     assert_same(states[0].tensors([]), split)
     run_ranks(train_all, [Loop(steps, tmp_path / "b", 2, shard=True, resume=True) for steps in (6, 7)], world=3)
     assert newest(tmp_path / "b")[1]["processes"] == 3
+
+
+def overflow(rank: int, world: int, device: torch.device) -> None:
+    """A float16 step with an infinite gradient in the last process's part."""
+    toy = Plain()
+    toy.init_weights()
+    state, phase, place = State(toy, scaled=True, shard=True), toy.phases[0], Place(1, 1, 0)
+    toy.freeze_all_but(phase)
+    before = [local(parameter).clone() for parameter in toy.parameters()]
+    factors = torch.ones(6, 1, 3, 3)
+    factors[-1] = torch.inf
+    updater = Updater(state, None, Watch(device))
+    loss = state.sharded[0](lambda: (toy.nets["G"][0].weight * factors).sum())
+    updater.backward(place, phase, loss.nan_to_num())
+    assert local(toy.nets["G"][0].weight.grad).isfinite().all() == (rank == 0)
+    assert updater.step(place, phase) == {"G": 0} and state.scalers["G"].get_scale() == 2**15
+    assert all(local(parameter).equal(old) for parameter, old in zip(toy.parameters(), before, strict=True))
+
+
+def test_an_overflow_in_one_part_skips_all() -> None:
+    run_ranks(overflow)
 
 
 def fail(rank: int, world: int, device: torch.device, out: Path) -> None:
