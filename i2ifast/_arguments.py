@@ -31,7 +31,7 @@ class Arguments:
     workers: int = 2
     """processes that load data"""
     cache: Path | None = None
-    """folder for decoded photographs, which later epochs and runs read instead of the files"""
+    """folder for decoded photographs and label maps, which later epochs and runs read instead of the files"""
 
 
 def summary(name: str) -> str:

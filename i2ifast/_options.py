@@ -30,6 +30,9 @@ class Loop:
     """largest norm of the gradients of a phase; larger ones are scaled down to it"""
     checkpoint_activations: bool = False
     """keep what goes in and out of blocks, and compute the rest once more for gradients: less memory, more time"""
+    shard: bool = False
+    """split weights, gradients, averages and optimizer states between the processes; each computes with all weights,
+    which are together from a phase's forward to its backward"""
     ema_decay: float | None = None
     """of the averaged weights that samples and translations use; by default the system's"""
     log_every: int = 50

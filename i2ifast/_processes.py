@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from importlib import import_module
 from typing import TypeVar
 
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ._sharding import Sharded
 from .models import Batch, Phase, System
 
 T = TypeVar("T")
@@ -52,11 +54,13 @@ class PhaseModule(nn.Module):
         return self.loss(batch)
 
 
-def loss_of(system: System, phase: Phase) -> Callable[[Batch, bool], dict[str, Tensor]]:
+def loss_of(system: System, phase: Phase, sharded: Sharded | None) -> Callable[[Batch, bool], dict[str, Tensor]]:
     """The loss of `phase`. With several processes, its backward averages gradients over them, if the flag says so.
 
-    Those of the batches before, without the flag, are averaged with them.
+    Those of the batches before, without the flag, are averaged with them; those of `sharded` networks always are.
     """
+    if sharded is not None:
+        return lambda batch, average: sharded(partial(phase.loss, batch))
     if not dist.is_initialized():
         return lambda batch, average: phase.loss(batch)
     system.freeze_all_but(phase)

@@ -148,6 +148,10 @@ class RunLog:
         """A line above the progress bar."""
         self.console.print(text, markup=False, soft_wrap=True)
 
+    def memory(self, sizes: dict[str, int], more: str) -> None:
+        """A line about bytes, by what they are of."""
+        self.say(f"memory in MiB: {', '.join(f'{n / 2**20:.4g} of {kind}' for kind, n in sizes.items())}; {more}")
+
     def log(self, step: int, epoch: int, losses: dict[str, float], images_per_step: int) -> None:
         """Record the means since the last call."""
         now = time.perf_counter()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ._processes import rank_and_world
+from ._sharding import Sharded, gathered, local, part, split_as, whole
 from .models import Phase, System
 
 
@@ -26,11 +27,18 @@ class State:
     seen    images of this epoch already used, over all processes
     """
 
-    def __init__(self, system: System, ema_decay: float | None = None, scaled: bool = False) -> None:
-        """`scaled`: losses are scaled before backward, since gradients are of float16."""
+    def __init__(
+        self, system: System, ema_decay: float | None = None, scaled: bool = False, shard: bool = False
+    ) -> None:
+        """`scaled`: losses are scaled before backward, since gradients are of float16.
+
+        `shard`: processes split all of it but buffers; those of the system's networks are in the first of `sharded`.
+        """
         self.system, self.ema_decay, self.scaled = system, ema_decay, scaled
         self.step, self.epoch, self.seen = 0, 1, 0
         self.averages = {name: copy.deepcopy(system.nets[name]).requires_grad_(False) for name in system.ema}
+        split = [system.nets, *([nn.ModuleDict(self.averages)] if self.averages else [])] if shard else []
+        self.sharded = [Sharded(nets) for nets in split]
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         for phase in system.phases:
             if phase.shares:
@@ -58,13 +66,15 @@ class State:
         for phase in self.system.phases:
             copies = len(phase.optimizer.state) - 1  # of a parameter; the number of its steps is none
             optimizers += (
-                0 if phase.shares else copies * sum(parameter.nbytes for _, parameter in self.parameters(phase))
+                0 if phase.shares else copies * sum(local(parameter).nbytes for _, parameter in self.parameters(phase))
             )
         return {
-            "weights": sum(tensor.nbytes for tensor in self.system.state_dict().values()),
-            "gradients": sum(parameter.nbytes for parameter in self.system.nets.parameters()),
+            "weights": sum(local(tensor).nbytes for tensor in self.system.state_dict().values()),
+            "gradients": sum(local(parameter).nbytes for parameter in self.system.nets.parameters()),
             "optimizers": optimizers,
-            "averages": sum(tensor.nbytes for net in self.averages.values() for tensor in net.state_dict().values()),
+            "averages": sum(
+                local(tensor).nbytes for net in self.averages.values() for tensor in net.state_dict().values()
+            ),
         }
 
     def set_learning_rates(self) -> None:
@@ -88,7 +98,7 @@ class State:
         decay = min(self.ema_decay, (2 + done) / (11 + done)) if given else self.system.ema_decay(done)
         for name, average in self.averages.items():
             net = self.system.nets[name]
-            averages, parameters = list(average.parameters()), list(net.parameters())
+            averages, parameters = ([local(p) for p in each.parameters()] for each in (average, net))
             if name in moved:
                 torch._foreach_lerp_(averages, parameters, [(1 - decay) * moved[name]] * len(averages))
             else:
@@ -98,28 +108,31 @@ class State:
 
     @contextmanager
     def averaged(self) -> Iterator[System]:
-        """The system in eval mode with averaged networks in place of the trained ones, for the length of the block."""
+        """The system in eval mode with averaged networks in place of the trained ones, for the length of the block.
+
+        All processes enter and leave it together."""
         trained = {name: self.system.nets[name] for name in self.averages}
         self.system.nets.update(self.averages)
         self.system.eval()
         try:
-            yield self.system
+            with whole(self.sharded):
+                yield self.system
         finally:
             self.system.nets.update(trained)
             self.system.train()
 
     def tensors(self, memories: Sequence[Mapping[str, Tensor]] | None = None) -> dict[str, Tensor]:
         """nets.<net>.<key>, ema.<net>.<key>, optimizer.<phase>.<state>.<net>.<parameter>, and, from the `memories` of
-        all processes, system.<rank>.<buffer>."""
-        tensors = {f"nets.{key}": value for key, value in self.system.nets.state_dict().items()}
+        all processes, system.<rank>.<buffer>. Where they split it, they call this together, and the first has all."""
+        tensors = {f"nets.{key}": gathered(value) for key, value in self.system.nets.state_dict().items()}
         for rank, memory in enumerate(memories or [self.memory()]):
             tensors |= {f"system.{rank}.{name}": buffer for name, buffer in memory.items()}
         for name, average in self.averages.items():
-            tensors |= {f"ema.{name}.{key}": value for key, value in average.state_dict().items()}
+            tensors |= {f"ema.{name}.{key}": gathered(value) for key, value in average.state_dict().items()}
         for phase in self.system.phases:
             for name, parameter in () if phase.shares else self.parameters(phase):
                 for key, value in self.optimizers[phase.name].state[parameter].items():
-                    tensors[f"optimizer.{phase.name}.{key}.{name}"] = value
+                    tensors[f"optimizer.{phase.name}.{key}.{name}"] = gathered(value)
         return tensors
 
     @property
@@ -134,13 +147,14 @@ class State:
 
         Raises KeyError, RuntimeError or ValueError for what does not fit.
         """
-        self.system.nets.load_state_dict(with_prefix("nets.", tensors))
+        nets = self.system.nets
+        nets.load_state_dict(split_as(nets.state_dict(), with_prefix("nets.", tensors)))
         prefix = f"system.{rank_and_world()[0] % position.get('processes', 1)}."
         for name, buffer in self.memory().items():
             owner, _, leaf = name.rpartition(".")
             setattr(self.system.get_submodule(owner), leaf, tensors[prefix + name].to(buffer.device, copy=True))
         for name, average in self.averages.items():
-            average.load_state_dict(with_prefix(f"ema.{name}.", tensors))
+            average.load_state_dict(split_as(average.state_dict(), with_prefix(f"ema.{name}.", tensors)))
         for phase in self.system.phases:
             if phase.shares:
                 continue
@@ -156,7 +170,7 @@ class State:
                         shape = None if value is None else tuple(value.shape)
                         raise ValueError(f"optimizer state {key} of {name} is {shape}, not {tuple(like.shape)}")
                     # in the layout of the parameter: fused Adam walks both in memory order
-                    state[parameter][key] = torch.empty_like(like, requires_grad=False).copy_(value)
+                    state[parameter][key] = torch.empty_like(like, requires_grad=False).copy_(part(value, like))
         for name, scale in position.get("scales", {}).items():
             self.scalers[name].load_state_dict(scale)  # nothing to a scaler that is not in use
         self.step, self.epoch, self.seen = (position[name] for name in ("step", "epoch", "seen"))

@@ -29,6 +29,7 @@ class Updater:
         if limit is not None:
             scaler.unscale_(optimizer)
         norm = get_total_norm([p.grad for p in parameters])
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of the parts in all processes
         if limit is not None:
             clip_grads_with_norm_(parameters, limit, norm)
         if self.state.scaled:

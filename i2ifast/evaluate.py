@@ -1,6 +1,7 @@
 """Scores of folders of images, from the command line.
 
     python -m i2ifast.evaluate --fake DIR --real DIR --scores fid ssim --inception FILE --out scores.json
+    python -m i2ifast.evaluate --weights RUN --inputs.labels DIR --fake DIR --real DIR ...
     torchrun --nproc-per-node 8 -m i2ifast.evaluate ...
 
 Networks are read from local files. What every score is and takes: docs/metrics.md.
@@ -12,7 +13,7 @@ import math
 import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -23,8 +24,12 @@ from rich.console import Console
 from rich.table import Table
 
 from . import __version__
+from ._checkpoint import CheckpointError
 from ._evaluation import NETWORKS, SCORES, Evaluation
-from ._processes import processes, rank_and_world
+from ._processes import in_any, processes, rank_and_world
+from .data.pixels import images_below
+from .translate import Arguments as Translation
+from .translate import inputs_of, translate
 
 FOLDERS = ("fake", "real", "labels", "classes")
 CHOICES = ("size", "resize", "splits", "kid_subsets", "kid_subset_size", "nearest_k")  # that change numbers
@@ -35,7 +40,13 @@ class Arguments:
     """Score translated images: against real ones, by label maps, by themselves."""
 
     fake: Path | None = None
-    """folder of translated images"""
+    """folder of translated images; with --weights a new one, that they are written to first"""
+    weights: Path | None = None
+    """what translates --inputs.*: run folder, .safetensors checkpoint, or, with --system, files of the original"""
+    system: str | None = None
+    """for weights of the original repository"""
+    preset: str | None = None
+    """for weights of the original repository"""
     real: Path | None = None
     """folder of real images, of the same names for scores of pairs; for dipd of what the translated were made from"""
     labels: Path | None = None
@@ -67,7 +78,7 @@ class Arguments:
     nearest_k: int = 5
     """neighbour at whose distance the ball of an image ends, for precision, recall, density and coverage"""
     batch_size: int = 16
-    """images of one size at a time"""
+    """images of one size at a time, to translate and to score"""
     workers: int = 2
     """processes that read images"""
 
@@ -77,6 +88,8 @@ class Arguments:
                 raise ValueError(f"{name} is {getattr(self, name)}: must be at least 1")
         if self.size is not None and min(self.size) < 1:
             raise ValueError(f"size is {self.size}: must be at least 1x1")
+        if self.weights is not None and self.fake is None:
+            raise ValueError("weights need --fake, the folder that translations are written to")
 
 
 def lacking(arguments: Arguments, name: str) -> str:
@@ -90,18 +103,33 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
+def translated(arguments: Arguments, device: torch.device) -> dict[str, Any]:
+    """Translate first; returns what the protocol says about it. All processes call it together."""
+    if in_any(bool(images_below(arguments.fake))):  # which would be scored too
+        raise ValueError(f"{arguments.fake}: has images already; --weights takes a new folder as --fake")
+    options = {name: getattr(arguments, name) for name in ("weights", "system", "preset", "batch_size")}
+    count = translate(Translation(out=arguments.fake, **options), arguments.inputs, device)
+    if not in_any(count > 0):  # all have written theirs then
+        raise ValueError(f"{arguments.inputs}: nothing to translate")
+    given = {name: str(value) for name, value in vars(arguments.inputs).items()}
+    return {**{name: str(value) for name, value in options.items()}, "inputs": given}
+
+
 def evaluate(arguments: Arguments, device: torch.device) -> dict[str, Any]:
     """What `--out` holds: scores, those left out and why, and the protocol that the numbers depend on."""
     without = {name: f"needs {what}" for name in arguments.scores or SCORES if (what := lacking(arguments, name))}
     names = [name for name in arguments.scores or SCORES if name not in without]
     if not names:
         raise ValueError("no score to compute: " + "; ".join(f"{name} {why}" for name, why in without.items()))
+    translation = {} if arguments.weights is None else {"translation": translated(arguments, device)}
+    torch.backends.cudnn.allow_tf32 = False  # features in whole float32
     evaluation = Evaluation(arguments, device)
     scores = evaluation.scores(names)
     files = {name: getattr(arguments, name) for name in evaluation.networks}
     protocol = {
         "folders": {name: str(getattr(arguments, name)) for name in FOLDERS if name in evaluation.images},
         "images": evaluation.images,
+        **translation,
         "pixels": "8 bits per colour",
         **{name: getattr(arguments, name) for name in CHOICES},
         "networks": {name: {"file": file.name, "sha256": sha256(file)} for name, file in files.items()},
@@ -132,19 +160,26 @@ def show(report: dict[str, Any]) -> None:
         console.print(line, markup=False, highlight=False)
 
 
+def parse(args: Sequence[str]) -> Arguments:
+    """The command line; with --weights, what they translate gives the options --inputs.*."""
+    arguments = Arguments
+    if inputs := inputs_of(args):
+        fields = [("inputs", inputs)]
+        arguments = make_dataclass("Arguments", fields, bases=(Arguments,), frozen=True, kw_only=True)
+    return tyro.cli(arguments, args=args, prog="python -m i2ifast.evaluate", description=Arguments.__doc__)
+
+
 def main(args: Sequence[str] | None = None) -> None:
-    given = sys.argv[1:] if args is None else args
     try:
-        arguments = tyro.cli(Arguments, args=given, prog="python -m i2ifast.evaluate", description=Arguments.__doc__)
+        arguments = parse(sys.argv[1:] if args is None else args)
         with processes() as device:
-            torch.backends.cudnn.allow_tf32 = False  # features in whole float32
             report = evaluate(arguments, device)
             if rank_and_world()[0] == 0:
                 show(report)
                 if arguments.out is not None:
                     arguments.out.parent.mkdir(parents=True, exist_ok=True)
                     arguments.out.write_text(json.dumps(report, indent=2) + "\n")
-    except (ValueError, FileNotFoundError) as error:
+    except (CheckpointError, ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
     if arguments.scores and report["left_out"]:  # what was asked for by name
         sys.exit(f"error: without {', '.join(report['left_out'])}")

@@ -19,9 +19,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from . import _checkpoint, models
+from ._activations import Activations
 from ._arguments import Arguments, parse
 from ._checkpoint import Best, CheckpointError, Header
 from ._nonfinite import Place, Watch, source
@@ -29,6 +31,7 @@ from ._options import Loop
 from ._processes import gather, in_any, loss_of, processes, rank_and_world, stop_requests, while_all_have
 from ._recompute import recompute
 from ._runlog import Losses, NonFiniteLoss, RunLog
+from ._sharding import whole
 from ._state import State
 from ._update import Updater
 from .data import kind
@@ -100,6 +103,8 @@ class Trainer:
         self.system, self.batches, self.loop, self.device, self.header = system, batches, loop, device, header
         self.rank, world = rank_and_world()
         self.images = loop.batch_size * world  # of a batch, over all processes
+        if loop.shard and not dist.is_initialized():
+            raise ValueError("shard is True, but there are no processes to split weights between: start torchrun")
         resuming = in_any(bool(_checkpoint.manifests(loop.out)))
         if resuming and not loop.resume:
             raise CheckpointError(f"{loop.out} has checkpoints already: continue with --resume, or take another --out")
@@ -108,14 +113,17 @@ class Trainer:
             system.init_weights()
         half = loop.autocast(device)
         self.autocast = torch.autocast(device.type, half, enabled=half is not None)
-        system.to(device, memory_format=torch.channels_last).train()
-        self.state = State(system, loop.ema_decay, scaled=half is torch.float16)
+        layout = torch.contiguous_format if loop.shard else torch.channels_last  # FSDP takes no other
+        system.to(device, memory_format=layout).train()
+        self.state = State(system, loop.ema_decay, half is torch.float16, loop.shard)
         found = resume(self.state, loop.out, header, print if self.rank == 0 else lambda text: None) if resuming else {}
         if loop.checkpoint_activations:
             recompute(system.nets)
-        self.loss = {phase.name: loss_of(system, phase) for phase in system.phases}
+        sharded = self.state.sharded[0] if loop.shard else None
+        self.loss = {phase.name: loss_of(system, phase, sharded) for phase in system.phases}
         self.losses, self.watch, self.best = Losses(), Watch(device), Best(loop.best, found)
         self.updater = Updater(self.state, loop.clip_grad, self.watch)
+        self.activations = Activations(system) if self.rank == 0 else None  # of the first step
         options = {name: str(value) for name, value in vars(loop).items()}
         self.options = options | {"device": str(device), "processes": world, "autocast": str(half)}
 
@@ -146,7 +154,8 @@ class Trainer:
                 system.freeze_all_but(phase)
                 state.optimizers[phase.name].zero_grad()
                 for batch in batches:
-                    with self.autocast:
+                    counted = self.activations.during(phase.name) if self.activations else nullcontext()
+                    with self.autocast, counted:
                         terms = self.loss[phase.name](batch, batch is batches[-1])
                     self.updater.backward(place, phase, sum(terms.values()) / len(batches))
                     self.losses.add(place.step, phase.name, terms)
@@ -162,7 +171,8 @@ class Trainer:
         try:
             batches = self.prepared(place, islice(self.batches(place.epoch, place.start), self.loop.accumulate))
             ran = [other for other in self.system.phases if other.when(place.step - 1) and other.epochs(place.epoch)]
-            return source(self.system, ran[: ran.index(phase) + 1], batches, self.autocast)
+            with whole(self.state.sharded):
+                return source(self.system, ran[: ran.index(phase) + 1], batches, self.autocast)
         except Exception as error:  # whatever it is, it must not hide what is to be reported
             return f"a step that cannot be run again ({type(error).__name__}: {error})"
 
@@ -186,12 +196,13 @@ class Trainer:
         """Write a checkpoint. All processes call it together, the first writes."""
         memories = gather({name: buffer.cpu() for name, buffer in self.state.memory().items()})
         best = self.best.is_now()
+        tensors = self.state.tensors(memories) if self.rank == 0 or self.loop.shard else {}
         if self.rank == 0:
-            tensors, header = self.state.tensors(memories), self.header | self.state.position | self.best.header
+            header = self.header | self.state.position | self.best.header
             _checkpoint.save(self.loop.out, self.state.step, tensors, header, self.loop.keep, best)
 
     def translate(self, batch: Batch) -> Batch:
-        """The batch with its translation by averaged networks."""
+        """The batch with its translation by averaged networks. All processes call it together."""
         with self.state.averaged() as averaged:
             return batch | averaged.translate(to_device(batch, self.device))
 
@@ -218,14 +229,17 @@ def train(
     run_log = RunLog(loop.out, run_facts, *steps, device, loop.tensorboard) if first else nullcontext()
     with run_log as log, stop_requests() as stop:
         if log:
-            sizes = ", ".join(f"{size / 2**20:.4g} of {kind}" for kind, size in state.sizes().items())
-            log.say(f"memory in MiB: {sizes}; activations come on top, the peak is logged")
+            log.memory(state.sizes(), "activations, which the first step tells, come on top")
         done = state.step >= loop.steps
         while not done:
             before = state.step
             of_epoch = while_all_have(batches(state.epoch, trainer.place.start))
             for some in zip(*[of_epoch] * loop.accumulate, strict=False):  # as many at a time; a rest is left out
                 trainer.step(some)
+                if log and (counted := trainer.activations):
+                    sizes = state.sizes() | {f"activations, in phase {counted.phase}": counted.peak}
+                    log.memory(sizes, f"{sum(sizes.values()) / 2**20:.4g} in all")
+                trainer.activations = None
                 done = stop() or state.step == loop.steps
                 save = done or state.step % loop.save_every == 0
                 if save or state.step % loop.log_every == 0:
@@ -235,8 +249,8 @@ def train(
                 if save:
                     with log.paused() if log else nullcontext():
                         trainer.save()
+                        found = trainer.translate(samples.batch) if samples is not None and (log or loop.shard) else {}
                         if log and samples is not None:
-                            found = trainer.translate(samples.batch)
                             log.samples(state.step, [found[name] for name in samples.shown if name in found])
                 if done:
                     break

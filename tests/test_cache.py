@@ -1,19 +1,21 @@
-"""The cache of decoded photographs: items are the same, files that changed or are damaged are made again."""
+"""The cache of decoded files: items are the same, files that changed or are damaged are made again."""
 
 import os
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from i2ifast.data import kind, procedural
+from i2ifast.data import kind, pixels, procedural
+from i2ifast.data._cache import Cache
 from i2ifast.data._items import Items, stack
 from i2ifast.data.kinds import images, sketches
 from i2ifast.data.loader import loader
 
-SETTINGS = dict.fromkeys(("boxes", "exemplars", "labels", "segmented"), {"label_nc": 12})
+SETTINGS = dict.fromkeys(("boxes", "exemplars", "labels", "segmented", "videos"), {"label_nc": 12})
 
 
 def same(a: dict, b: dict) -> bool:
@@ -34,6 +36,31 @@ def test_items_are_the_same(tmp_path: Path, name: str) -> None:
         for epoch in range(3):  # written, then read
             assert all(same(plain[epoch, i], plain.cached(tmp_path / "cache")[epoch, i]) for i in range(3))
     assert any((tmp_path / "cache").rglob("*.npy"))
+
+
+@pytest.mark.parametrize("kinds", [np.uint8, np.uint16, np.int32])
+def test_maps_are_decoded_once(tmp_path: Path, kinds: type) -> None:
+    values = np.random.default_rng(0).integers(0, min(np.iinfo(kinds).max, 10**6), (30, 40)).astype(np.int32)
+    Image.fromarray(values).save(tmp_path / "map.tiff")
+    cache = Cache(tmp_path / "cache")
+    for decode in (pixels.decode_map, None):  # None cannot be called
+        with patch.object(pixels, "decode_map", decode):
+            found = pixels.read_map(tmp_path / "map.tiff", cache)
+            assert found.dtype == np.int32 and np.array_equal(found, values)
+            found[:] = 0  # the reader's own
+    (stored,) = (tmp_path / "cache").rglob("*.npy")
+    assert np.load(stored).dtype == kinds
+
+
+def test_maps_of_items_are_decoded_once(tmp_path: Path) -> None:
+    for name in ("boxes", "exemplars", "labels", "segmented", "videos"):
+        procedural.write(tmp_path / name, 3, (48, 64), kind=name)
+        plain = folder(tmp_path / name, name)
+        cached = plain.cached(tmp_path / "cache")
+        for decode in (pixels.decode_map, None):
+            with patch.object(pixels, "decode_map", decode):
+                found = [cached[0, i] for i in range(len(plain))]
+            assert all(same(plain[0, i], item) for i, item in enumerate(found))
 
 
 def test_files_that_change_are_read_again(tmp_path: Path) -> None:
@@ -67,11 +94,11 @@ def test_damaged_files_of_the_cache_are_written_again(tmp_path: Path) -> None:
 
 
 def test_sizes_are_upright_and_of_halves(tmp_path: Path) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (30, 60, 3), dtype=np.uint8)
+    colours = np.random.default_rng(0).integers(0, 256, (30, 60, 3), dtype=np.uint8)
     exif = Image.Exif()
     exif[274] = 6
     (tmp_path / "train/a").mkdir(parents=True)
-    Image.fromarray(pixels).save(tmp_path / "train/a/0.jpg", exif=exif)
+    Image.fromarray(colours).save(tmp_path / "train/a/0.jpg", exif=exif)
     for settings in (sketches.Settings(crop_size=16), sketches.Settings(preprocess_mode="none")):
         plain = sketches.folder(tmp_path, "train", settings)
         assert all(same(plain[0], plain.cached(tmp_path / "cache")[0]) for _ in range(2))

@@ -1,19 +1,18 @@
 """`python -m i2ifast.evaluate`: folders to scores, protocol and messages. All files and networks are made here."""
 
 import json
-import os
-import socket
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from PIL import Image
+from ranks import run_processes
 from torch import Tensor, nn
 
-from i2ifast import metrics
+from i2ifast import metrics, models, translate
+from i2ifast.data import procedural
 from i2ifast.evaluate import Arguments, evaluate, main
 from i2ifast.nn.vgg import VGG, imagenet, positions_of
 
@@ -211,22 +210,21 @@ def test_diversity_of_classes(tmp_path):
     assert diversity() == pytest.approx(one, rel=1e-9)
 
 
-def worker(rank: int, root: Path, folder: Path, port: int) -> None:
-    """What torchrun starts."""
-    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in environment.items()})
-    torch.set_num_threads(1)
-    given = {"fake": root / "fake", "real": root / "real", "labels": root / "labels", "out": folder / f"{rank}.json"}
-    given |= {"inception": root / "features.pt", "segmentation": root / "segmentation.pt", "kid-subset-size": 7}
-    given |= {"workers": 0, "batch-size": 5}
-    main([str(word) for name, value in given.items() for word in (f"--{name}", value)])
+def worker(rank: int, given: dict[str, object], folder: Path) -> None:
+    run(**given, out=folder / f"{rank}.json")
+
+
+def run(**given: object) -> None:
+    main([str(word) for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)])
+
+
+def two_processes(folder: Path, **given: object) -> None:
+    run_processes(worker, given, folder)
 
 
 def test_two_processes_equal_one(root, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, (root, tmp_path, port), nprocs=2)
+    given = {name: root / name for name in ("fake", "real", "labels")} | {"segmentation": root / "segmentation.pt"}
+    two_processes(tmp_path, **given, inception=root / "features.pt", kid_subset_size=7, workers=0, batch_size=5)
     assert not (tmp_path / "1.json").exists()  # the first process writes
     found = json.loads((tmp_path / "0.json").read_text())
     alone = json.loads(json.dumps(evaluate(arguments(root, kid_subset_size=7), CPU)))
@@ -237,3 +235,32 @@ def test_two_processes_equal_one(root, tmp_path):
 def test_workers_read_the_same(root):
     alone = evaluate(arguments(root, scores=("psnr",)), CPU)
     assert evaluate(arguments(root, scores=("psnr",), workers=1), CPU) == alone
+
+
+def test_weights_are_translated_first(tmp_path):
+    """In one process or two: the same images as of `translate`, with the same scores."""
+    procedural.write(tmp_path / "scenes", count=3, size=(64, 128))
+    system = models.build("spade", "tiny")
+    (tmp_path / "weights").mkdir()
+    for name, net in system.nets.items():
+        torch.save(net.state_dict(), tmp_path / f"weights/latest_net_{name}.pth")
+    weights = {"weights": tmp_path / "weights", "system": "spade", "preset": "tiny"}
+    inputs = {"labels": tmp_path / "scenes/train_label", "instances": tmp_path / "scenes/train_inst"}
+    words = [f"--{name}={value}" for name, value in (weights | inputs | {"out": tmp_path / "plain"}).items()]
+    translate.main(words)
+    scored = {"real": tmp_path / "scenes/train_img", "workers": 0, "batch_size": 1}
+    run(fake=tmp_path / "plain", **scored, out=tmp_path / "plain.json")
+    given = scored | weights | {f"inputs.{name}": folder for name, folder in inputs.items()}
+    run(fake=tmp_path / "one", **given, out=tmp_path / "one.json")
+    two_processes(tmp_path, fake=tmp_path / "two", **given)
+    expected = json.loads((tmp_path / "plain.json").read_text())["scores"]
+    for name in ("one", "two"):
+        for file in (tmp_path / "plain").iterdir():
+            assert (tmp_path / name / file.name).read_bytes() == file.read_bytes()
+    report, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "0"))
+    assert report["scores"] == expected and two["scores"] == pytest.approx(expected, rel=1e-6)
+    assert report["protocol"]["translation"]["inputs"]["labels"] == str(inputs["labels"])
+    with pytest.raises(SystemExit, match="one: has images already"):
+        run(fake=tmp_path / "one", **given)
+    with pytest.raises(SystemExit, match="weights need --fake"):
+        run(**given)

@@ -95,7 +95,7 @@ class Items(Dataset):
         self.cache: Cache | None = None
 
     def cached(self, folder: str | Path) -> Self:
-        """These items, with their photographs decoded and resized once, and then read from `folder`; see `Cache`."""
+        """These items, with files decoded, and photographs resized, once, and then read from `folder`; see `Cache`."""
         items = copy(self)
         items.cache = Cache(folder)
         return items

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ._cache import Cache
 from .pixels import images_in, natural, read_map
 
 FOLDER = "CelebAMask-HQ-mask-anno"  # with folders 0 to 14
@@ -34,14 +35,14 @@ def mask(label: Path, part: str) -> Path | None:
     return file if file.exists() else None
 
 
-def merge(face: Path) -> np.ndarray:
+def merge(face: Path, cache: Cache | None = None) -> np.ndarray:
     """Label map [H,W] int32 of a name of `faces`; ValueError for masks of different sizes."""
     label = None
     for part, number in CLASSES.items():
         file = mask(face, part)
         if file is None:
             continue
-        shown = read_map(file) > 0
+        shown = read_map(file, cache) > 0
         if label is None:
             label = np.zeros(shown.shape, np.int32)
         if shown.shape != label.shape:

@@ -173,11 +173,26 @@ def to_tensor(image: Image.Image) -> Tensor:
     return (pixels.permute(2, 0, 1).contiguous() / 255 - 0.5) / 0.5
 
 
-def read_map(path: str | Path) -> np.ndarray:
+def read_map(path: str | Path, cache: Cache | None = None) -> np.ndarray:
     """Integers [H,W] int32 as stored: palette indices, grey levels of 1 to 32 bits, or a colour picture of grey pixels.
 
-    ValueError names a file that is damaged, JPEG (its values are not the ones that were saved) or coloured.
+    With a cache a file is decoded once. ValueError names one that is damaged, JPEG (its values are not the ones that
+    were saved) or coloured.
     """
+    if cache is None:
+        return decode_map(path)
+    return cache.get(Path(path), "map", None, lambda: narrow(decode_map(path))).astype(np.int32)
+
+
+def narrow(values: np.ndarray) -> np.ndarray:
+    """Integers in one byte each, in two or in four, as they need."""
+    low, high = values.min(initial=0), values.max(initial=0)
+    kinds = map(np.iinfo, (np.uint8, np.uint16, np.int32))
+    return values.astype(next(kind.dtype for kind in kinds if kind.min <= low and high <= kind.max))
+
+
+def decode_map(path: str | Path) -> np.ndarray:
+    """See `read_map`."""
     image = open_image(Path(path))
     stored, what = image.info["stored"], f"mode {image.mode}"
     if image.format == "JPEG":

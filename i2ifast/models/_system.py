@@ -16,8 +16,8 @@ class _Adam(torch.optim.Adam):
     """torch.optim.Adam, bit for bit, with less memory and traffic.
 
     It reads and writes channels_last tensors as they lie in memory: on a CPU the fused one copies those twice, which
-    takes five times as long as the step itself. Where betas[0] is 0 the average of gradients is the gradient, and is
-    not kept.
+    takes five times as long as the step itself. Of tensors that are split between processes it takes the part that is
+    here. Where betas[0] is 0 the average of gradients is the gradient, and is not kept.
     """
 
     def _init_group(self, group: dict[str, Any], *lists: list[Tensor]) -> bool:
@@ -31,7 +31,10 @@ class _Adam(torch.optim.Adam):
             del self.state[p]["exp_avg"]
         params, gradients, averages, squares = lists[:4]
         for i, p in enumerate(params):
-            if p.dim() == 4 and not p.is_contiguous() and p.is_contiguous(memory_format=torch.channels_last):
+            if hasattr(p, "to_local"):
+                for tensors in (params, gradients, averages, squares):
+                    tensors[i] = tensors[i].detach().to_local()
+            elif p.dim() == 4 and not p.is_contiguous() and p.is_contiguous(memory_format=torch.channels_last):
                 for tensors in (params, gradients, averages, squares):
                     tensors[i] = tensors[i].detach().permute(0, 2, 3, 1)
                 gradients[i] = gradients[i].contiguous()  # which may lie in another order

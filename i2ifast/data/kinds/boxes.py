@@ -15,6 +15,7 @@ from numpy.random import Generator
 from torch import Tensor
 
 from i2ifast.data import _items
+from i2ifast.data._cache import Cache
 from i2ifast.data.kinds import labels
 from i2ifast.data.kinds.labels import Classes, Files, read_label
 from i2ifast.data.pixels import Geometry, read_map, size_of
@@ -94,8 +95,8 @@ class Boxes(labels.Photographed):
         image = self.open(file.image)
         where = self.place(image.size, rng, file.image)
         item = {"boxes": placed(boxes, where, image.size, self.settings.num_classes), "image": where.photo(image)}
-        item["label"] = where.map(read_label(file.label, self.settings))
-        item["retrieved"] = retrieve(self.bank, boxes, where, self.settings, file.label)
+        item["label"] = where.map(read_label(file.label, self.settings, self.cache))
+        item["retrieved"] = retrieve(self.bank, boxes, where, self.settings, file.label, self.cache)
         return {**item, "path": str(file.label)}
 
 
@@ -109,11 +110,13 @@ def placed(boxes: np.ndarray, where: Geometry, size: tuple[int, int], num_classe
     return torch.from_numpy(rasterise(moved, num_classes, height, width))
 
 
-def retrieve(bank: Bank, boxes: np.ndarray, where: Geometry, settings: Settings, own: Path | None) -> Tensor:
+def retrieve(
+    bank: Bank, boxes: np.ndarray, where: Geometry, settings: Settings, own: Path | None, cache: Cache | None = None
+) -> Tensor:
     """[3,H,W] int64: label maps of the images with the most similar boxes but `own`, -1 within their boxes."""
     found = []
     for number in bank.nearest(boxes, own):
-        label = read_label(bank.files[number].label, settings)
+        label = read_label(bank.files[number].label, settings, cache)
         covered = rasterise(bank.boxes[number], settings.num_classes, *label.shape).any(0)
         found.append(where.map(np.where(covered, NOTHING, label).astype(np.int32)))
     return torch.cat(found)

@@ -15,6 +15,7 @@ from numpy.random import Generator
 from torch import Tensor
 
 from i2ifast.data import _items, _parts, _pose
+from i2ifast.data._cache import Cache
 from i2ifast.data.kinds import labels
 from i2ifast.data.kinds.labels import Classes, Files, read_label
 from i2ifast.data.pixels import Geometry, natural, pair, read_map, read_photo
@@ -99,19 +100,21 @@ class Exemplars(labels.Photographed):
         """A label map or pose and its photograph, placed alike."""
         image = self.open(files.image)
         where = self.place(image.size, rng, files.image)
-        return read_condition(files, self.settings, image.size, where), where.photo(image)
+        return read_condition(files, self.settings, image.size, where, self.cache), where.photo(image)
 
 
-def read_condition(files: Files, settings: Settings, size: tuple[int, int], where: Geometry) -> Tensor:
+def read_condition(
+    files: Files, settings: Settings, size: tuple[int, int], where: Geometry, cache: Cache | None = None
+) -> Tensor:
     """The label map or the pose of a photograph of `size` (width, height), placed."""
     if files.label.suffix == ".txt":
         return _pose.maps(_pose.read(files.label), size, where)
-    label = where.map(read_label(files.label, settings))
+    label = where.map(read_label(files.label, settings, cache))
     if not settings.glasses:
         return label
     if files.instance is None:
         return torch.cat([label, torch.zeros_like(label)])
-    return torch.cat([label, where.map((read_map(files.instance) > 0).astype(np.int32))])
+    return torch.cat([label, where.map((read_map(files.instance, cache) > 0).astype(np.int32))])
 
 
 def find(root: Path, phase: str, layout: str) -> tuple[dict[str, Files], dict[str, Files]]:

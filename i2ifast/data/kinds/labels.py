@@ -11,6 +11,7 @@ import torch
 from numpy.random import Generator
 
 from i2ifast.data import _items, _parts
+from i2ifast.data._cache import Cache
 from i2ifast.data.pixels import images_in, natural, pair, read_map, unpaired
 from i2ifast.labels import PooledWindows, centre_offsets, plan
 
@@ -165,17 +166,17 @@ def find(root: str | Path, phase: str, layout: str = "auto") -> list[Files]:
     return next(iter(found.values()))
 
 
-def read_label(path: str | Path, settings: Classes) -> np.ndarray:
+def read_label(path: str | Path, settings: Classes, cache: Cache | None = None) -> np.ndarray:
     """Label map [H,W] int32, UNKNOWN being class label_nc with contain_dontcare_label.
 
     ValueError names file, value and maximum.
     """
-    return checked(read_classes(path), path, settings)
+    return checked(read_classes(path, cache), path, settings)
 
 
-def read_classes(path: str | Path) -> np.ndarray:
+def read_classes(path: str | Path, cache: Cache | None = None) -> np.ndarray:
     """What a file of classes, or of the parts of a face, says: [H,W] int32."""
-    return _parts.merge(Path(path)) if Path(path).suffix == _parts.SUFFIX else read_map(path)
+    return _parts.merge(Path(path), cache) if Path(path).suffix == _parts.SUFFIX else read_map(path, cache)
 
 
 def checked(label: np.ndarray, path: str | Path, settings: Classes) -> np.ndarray:
@@ -217,16 +218,16 @@ class LabelDataset(_items.Items):
 
     def item(self, index: int, rng: Generator) -> _items.Item:
         file, settings = self.files[index], self.settings
-        label = read_label(file.label, settings)
+        label = read_label(file.label, settings, self.cache)
         height, width = label.shape
         where = self.place((width, height), rng, file.label)
         item: _items.Item = {"label": where.map(label), "path": str(file.label)}
         if settings.add_dist:  # of the whole map
             item["dist"] = where.offsets(centre_offsets(torch.from_numpy(label)[None])[0])
         if settings.instance:
-            item["instance"] = where.map(read_instances(file.instance, file.label, label))
+            item["instance"] = where.map(read_instances(file.instance, file.label, label, self.cache))
         if self.disparities:
-            item["disparity"] = where.map(read_instances(self.disparities[index], file.label, label))
+            item["disparity"] = where.map(read_instances(self.disparities[index], file.label, label, self.cache))
         if file.image is not None:
             image = self.open(file.image)
             rounding = max(*image.size, width, height)  # one pixel of the smaller of the two
@@ -259,9 +260,9 @@ class Photographed(_items.Items):
         return sources_of(self.files[index]._replace(instance=None))
 
 
-def read_instances(file: Path, label_file: Path, label: np.ndarray) -> np.ndarray:
+def read_instances(file: Path, label_file: Path, label: np.ndarray, cache: Cache | None = None) -> np.ndarray:
     """Instance map or disparities [H,W] int32 that belong to a label map; ValueError if they are of another size."""
-    instance = read_map(file)
+    instance = read_map(file, cache)
     if instance.shape != label.shape:
         raise ValueError(
             f"{file}: {instance.shape[1]}x{instance.shape[0]} pixels, "

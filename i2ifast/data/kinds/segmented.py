@@ -29,7 +29,7 @@ class Segmented(labels.Photographed):
         other = int(rng.integers(len(self))) if self.train else (index + 1) % len(self)
         image = self.open(file.image)
         where = self.place(image.size, rng, file.image)
-        label = where.map(read_label(file.label, self.settings))
+        label = where.map(read_label(file.label, self.settings, self.cache))
         b = self.photo(self.files[other].image, rng)
         return {"a": where.photo(image), "b": b, "label": label, "path": str(file.label)}
 

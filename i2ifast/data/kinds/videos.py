@@ -12,6 +12,7 @@ from numpy.random import Generator
 from torch import Tensor
 
 from i2ifast.data import _items
+from i2ifast.data._cache import Cache
 from i2ifast.data._optical_flow import estimate, read_flow, warp
 from i2ifast.data.kinds.labels import ENDINGS, Classes, read_instances, read_label, sources_of
 from i2ifast.data.pixels import Geometry, images_in, natural, pair, read_photo
@@ -99,7 +100,7 @@ class Videos(_items.Items):
         shown = clip + [frames[i] for i in drawn]
         photos = [self.open(frame.image) for frame in shown]
         where = self.place(photos[0].size, rng, clip[0].image)
-        maps = [maps_of(frame, settings, photos[0].size) for frame in shown]
+        maps = [maps_of(frame, settings, photos[0].size, self.cache) for frame in shown]
         item = {name: torch.stack([where.map(each[name]) for each in maps]) for name in maps[0]}
         for frame, photo in zip(shown, photos, strict=True):
             if photo.size != photos[0].size:
@@ -123,15 +124,17 @@ def confidence(images: Tensor, others: Tensor, flow: Tensor) -> Tensor:
     return ((images - warp(others, flow)).square().sum(1, keepdim=True) < SURE).float()
 
 
-def maps_of(frame: Files, settings: Settings, size: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
+def maps_of(
+    frame: Files, settings: Settings, size: tuple[int, int] | None = None, cache: Cache | None = None
+) -> dict[str, np.ndarray]:
     """Label and instance maps of a frame; ValueError unless they are of `size` (width, height)."""
-    label = read_label(frame.label, settings)
+    label = read_label(frame.label, settings, cache)
     if size and label.shape[::-1] != size:
         height, width = label.shape
         raise ValueError(f"{frame.label}: {width}x{height} pixels, but the photographs have {size[0]}x{size[1]}")
     found = {"label": label}
     if settings.instance:
-        found["instance"] = read_instances(frame.instance, frame.label, label)
+        found["instance"] = read_instances(frame.instance, frame.label, label, cache)
     return found
 
 
