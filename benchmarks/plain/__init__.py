@@ -47,19 +47,6 @@ from i2ifast.nn import batch as batch_norm
 
 from . import convs, maps, norms
 
-
-def ace(
-    self: nn.Module,
-    x: Tensor,
-    segmap: Tensor,
-    style_codes: Tensor | None = None,
-    act: str | float = "none",
-    upsample: bool = False,
-    noise: sean.Noise = sean.standard_normal,
-) -> Tensor:
-    return maps.ace(self, x, segmap, style_codes, act, upsample, noise, maps.styles_at_pixels)
-
-
 LAYERS: dict[type, dict[str, Any]] = {
     _blocks.LayerNormAct: {"forward": norms.group_layer_norm_act},
     _stackgan.VectorNormAct: {"forward": norms.vector_norm_act},
@@ -84,7 +71,7 @@ LAYERS: dict[type, dict[str, Any]] = {
     positional.ReflectionSPADE: {"forward": maps.reflection_spade},
     region_norm.RN_B: {"forward": norms.basic_region_norm},
     region_norm.RN_L: {"forward": norms.learned_region_norm},
-    sean.ACE: {"forward": ace},
+    sean.ACE: {"forward": maps.ace},
     smis.GROUP_SPADE: {"layer": property(maps.spade_layer)},
     spade.SPADE: {"layer": property(maps.spade_layer)},
     spectral.SpectralNorm: {"compute_weight": SpectralNorm.compute_weight},

@@ -1,15 +1,19 @@
 """Layers conditioned on label maps or features: densely, at every pixel, on one-hot maps."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i2ifast.labels import instance_edges
+from i2ifast.nn.panoptic import PanopticPlan, panoptic_plan
+from i2ifast.nn.sean import Noise, standard_normal
 from i2ifast.nn.spade import Layer
 from i2ifast.testing.panoptic import unfolded
 
 from .convs import dynamic_conv
-from .norms import activated, positional_norm
+from .norms import activated, batch_norm_act, positional_norm
 
 Maps = tuple[Tensor, Tensor]  # what a normalised x is multiplied by, and what is added
 
@@ -68,8 +72,17 @@ def spade_layer(self: nn.Module) -> Layer:
     return Layer(self.param_free_norm, lambda seg, size: spade_maps(self, seg, size), False)
 
 
+def spade(self: nn.Module, x: Tensor, seg: Tensor, act: str | float = "none", upsample: bool = False) -> Tensor:
+    return modulated(x, seg, spade_layer(self), act, upsample)
+
+
 def fade_maps(self: nn.Module, features: Tensor, size: tuple[int, int]) -> Maps:
     return 1 + convolved(features, self.mlp_gamma), convolved(features, self.mlp_beta)
+
+
+def fade(self: nn.Module, x: Tensor, features: Tensor) -> Tensor:
+    layer = Layer(self.param_free_norm, lambda features, size: fade_maps(self, features, size), False)
+    return modulated(x, features, layer, "none", False)
 
 
 def clade_layer(self: nn.Module, dist: Tensor | None) -> Layer:
@@ -87,6 +100,10 @@ def clade_layer(self: nn.Module, dist: Tensor | None) -> Layer:
     return Layer(self.param_free_norm, by, False)
 
 
+def clade(self: nn.Module, x: Tensor, seg: Tensor, dist: Tensor | None = None) -> Tensor:
+    return modulated(x, seg, clade_layer(self, dist), "none", False)
+
+
 def edge_conv(self: nn.Conv2d, x: Tensor, edges: Tensor) -> Tensor:
     return convolved(torch.cat([x, edges], 1), self)
 
@@ -98,16 +115,23 @@ def styles_at_pixels(ace: nn.Module, seg: Tensor, codes: Tensor) -> Tensor:
 
 
 def ace(
-    self: nn.Module, x: Tensor, segmap: Tensor, style_codes: Tensor | None, act: str | float, upsample: bool, noise, at
+    self: nn.Module,
+    x: Tensor,
+    segmap: Tensor,
+    style_codes: Tensor | None = None,
+    act: str | float = "none",
+    upsample: bool = False,
+    noise: Noise = standard_normal,
+    styles_of: Callable[..., Tensor] = styles_at_pixels,
 ) -> Tensor:
-    """SEAN's layer; `at` makes the map of styles."""
+    """SEAN's layer."""
     x = F.interpolate(x, scale_factor=2) if upsample else x
     n, _, h, w = x.shape
     x = x + (noise((n, w, h, 1), x) * self.noise_var).transpose(1, 3)
     seg = resized(segmap, (h, w))
     scale, shift = spade_maps(self.Spade, seg, (h, w))
     if self.use_rgb:
-        styles = at(self, seg, style_codes)
+        styles = styles_of(self, seg, style_codes)
         a, b = torch.sigmoid(self.blending_gamma), torch.sigmoid(self.blending_beta)
         scale = 1 + a * convolved(styles, self.conv_gamma) + (1 - a) * (scale - 1)
         shift = b * convolved(styles, self.conv_beta) + (1 - b) * shift
@@ -122,13 +146,12 @@ def depthsep_block(self: nn.Module, x: Tensor, seg: Tensor, features: Tensor | N
     def predicted(predictor: nn.Sequential) -> Tensor:
         return convolved(F.relu(convolved(segmap, predictor[0]), inplace=True), predictor[2])
 
-    h = self.norm_1(x)
-    h = self.conv_1(dynamic_conv(h, predicted(self.gen_weights1)))
+    h = self.conv_1(dynamic_conv(batch_norm_act(self.norm_1, x), predicted(self.gen_weights1)))
     h = F.leaky_relu(h * predicted(self.gen_se_weights1).sigmoid(), 0.2)
-    h = self.conv_3(dynamic_conv(self.norm_2(h), predicted(self.gen_weights2)))
+    h = self.conv_3(dynamic_conv(batch_norm_act(self.norm_2, h), predicted(self.gen_weights2)))
     h = F.leaky_relu(h * predicted(self.gen_se_weights2).sigmoid(), 0.2)
     if self.learned_shortcut:
-        x = self.conv_s(modulated(x, segmap, spade_layer(self.norm_s), "none", False))
+        x = self.conv_s(spade(self.norm_s, x, segmap))
     return x + h
 
 
@@ -140,17 +163,24 @@ def reflection_spade(self: nn.Module, x: Tensor, segmap: Tensor, act: str | floa
     return activated(normalised * (1 + self.mlp_gamma(hidden)) + self.mlp_beta(hidden), act)
 
 
-def panoptic_conv(self: nn.Conv2d, x: Tensor, ids) -> Tensor:
+def panoptic_conv(self: nn.Conv2d, x: Tensor, ids: Tensor | PanopticPlan) -> Tensor:
     """All taps of all pixels, masked."""
-    return unfolded(x, self.weight, self.bias, ids.level(x.shape[2:]).ids, self.stride[0])
+    return unfolded(x, self.weight, self.bias, panoptic_plan(ids).level(x.shape[2:]).ids, self.stride[0])
 
 
 def panoptic_upsample(
-    self: nn.Module, x: Tensor, ids, seg: Tensor | None = None, ids_small=None
+    self: nn.Module,
+    x: Tensor,
+    ids: Tensor | PanopticPlan,
+    seg: Tensor | None = None,
+    ids_small: Tensor | PanopticPlan | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Candidates, each a shifted map, from the farthest to the nearest."""
     h, w = x.shape[2:]
-    large, small = ids.level((2 * h, 2 * w)).ids, (ids if ids_small is None else ids_small).level((h, w)).ids
+    large, small = (
+        panoptic_plan(given).level(size).ids
+        for given, size in ((ids, (2 * h, 2 * w)), (ids if ids_small is None else ids_small, (h, w)))
+    )
     y, found = copied(x, large, small)
     if self.fill is not None:
         y = torch.where(found[:, None], y, panoptic_conv(self.fill, resized(seg, (2 * h, 2 * w)), ids))
