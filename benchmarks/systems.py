@@ -96,7 +96,7 @@ ROWS = [
     Row("semantic_pyramid", "places365",      2, AFHQ),
     Row("semit",            "animals",        1, AFHQ),
     Row("sims",             "cityscapes_256", 1, CITY, small={"label_nc": 12}),
-    Row("smis",             "deepfashion",    1, None, {"label_nc": 12}),
+    Row("smis",             "deepfashion",    1, None, {"label_nc": 16}),
     Row("spade",            "cityscapes",     1, CITY,  {"crop_size": 256}),
     Row("stackgan",         "stage1",         16),
     Row("stackgan2",        "birds",          2),
