@@ -30,11 +30,14 @@ class Row:
     phases: tuple[str, ...] = ()  # those that a training step has, all if empty
     small: dict[str, Any] = field(default_factory=dict)  # over those of the preset "tiny", with --small
 
+    def made(self, small: bool) -> System:
+        preset, options = ("tiny", self.small) if small else (self.preset, self.options)
+        return models.build(self.system, preset, **options)
+
     def build(self, small: bool = False) -> System:
         """The system with weights that are always the same."""
         torch.manual_seed(0)
-        preset, options = ("tiny", self.small) if small else (self.preset, self.options)
-        system = models.build(self.system, preset, **options)
+        system = self.made(small)
         system.init_weights()
         return system
 
@@ -42,11 +45,13 @@ class Row:
         """Those of a training step, as they are in the first epoch."""
         return [p for p in system.phases if p.epochs(1) and (not self.phases or p.name in self.phases)]
 
-    def batches(self, system: System, count: int, realdata: Path | None = None) -> list[Batch]:
+    def batches(self, count: int, small: bool = False, realdata: Path | None = None) -> list[Batch]:
         """`count` batches as its kind of data makes them: of the real data below a folder, else of procedural ones.
 
         Label plans that loaders make are left out: the step has to make its own. Few items are taken several times.
         """
+        with torch.device("meta"):
+            system = self.made(small)
         of_kind = kind(system.data)
         settings = of_kind.Settings.of(system)
         with tempfile.TemporaryDirectory() as made:
@@ -64,15 +69,15 @@ class Row:
 ROWS = [
     Row("adain",            "default",        2, ("style_transfer", "")),
     Row("attnorm",          "paris_streetview", 1, AFHQ),
-    Row("bachgan",          "ade20k",         1, COCO),
+    Row("bachgan",          "cityscapes",     1, CITY, {"crop_size": 256}),
     Row("bicyclegan",       "facades",        2, ("edges2shoes", "")),
     Row("ccfpse",           "cityscapes",     1, CITY,  {"crop_size": 256}),
     Row("clade",            "cityscapes",     1, CITY,  {"crop_size": 256}),
-    Row("coco_funit",       "mammals",        1, AFHQ),
-    Row("cocosnet",         "ade20k",         1, ADE),
+    Row("coco_funit",       "mammals",        1, AFHQ, {"crop_image_height": 128, "crop_image_width": 128, "new_size": 140}),
+    Row("cocosnet",         "ade20k",         1, ADE,  {"crop_size": 128}),
     Row("cogan",            "mnistedge",      64),
     Row("controllable3d",   "point",          2),
-    Row("crn",              "cityscapes_256", 1, CITY, {"label_nc": 34}, small={"label_nc": 12}),
+    Row("crn",              "cityscapes_256", 1, CITY, {"label_nc": 34, "crop_size": 256}, small={"label_nc": 12}),
     Row("cvaegan",          "mnist",          64),
     Row("cyclegan",         "horse2zebra",    1, CATS,  {"pool_size": 0}, small={"pool_size": 0}),
     Row("discogan",         "default",        16, CATS, phases=("D", "G")),
@@ -84,27 +89,27 @@ ROWS = [
     Row("hidt",             "daytime",        1, COCO),
     Row("image2styleganpp", "ffhq_1024",      1, FACES, {"resolution": 256}, phases=("W",)),
     Row("infogan",          "mnist",          64),
-    Row("init_i2i",         "init",           1, CATS),
+    Row("init_i2i",         "init",           1, CATS, {"crop_image_height": 128, "crop_image_width": 128, "object_size": 64}),
     Row("munit",            "summer2winter",  1, CATS),
-    Row("nicegan",          "full",           1, CATS),
+    Row("nicegan",          "light",          1, CATS, {"img_size": 128}),
     Row("panoptic",         "cityscapes",     1, CITY,  {"crop_size": 256}),
     Row("pix2pix",          "facades",        1, ("edges2shoes", "")),
-    Row("pix2pixhd",        "cityscapes_512", 1, CITY,  {"fineSize": 512, "loadSize": 512}),
+    Row("pix2pixhd",        "cityscapes_512", 1, CITY, {"fineSize": 256, "loadSize": 256}),
     Row("progan",           "celeba",         16, FACES),
     Row("region_norm",      "places2",        1, AFHQ),
     Row("sean",             "celebamask_hq",  1, ("celebamask_hq", "val")),
     Row("semantic_pyramid", "places365",      2, AFHQ),
     Row("semit",            "animals",        1, AFHQ),
-    Row("sims",             "cityscapes_256", 1, CITY, small={"label_nc": 12}),
+    Row("sims",             "cityscapes_256", 1, CITY, {"label_nc": 34, "crop_size": 256}, small={"label_nc": 12}),
     Row("smis",             "deepfashion",    1, None, {"label_nc": 16}),
     Row("spade",            "cityscapes",     1, CITY,  {"crop_size": 256}),
-    Row("stackgan",         "stage1",         16),
-    Row("stackgan2",        "birds",          2),
+    Row("stackgan",         "stage1",         16, None, {"text_dim": 12}),
+    Row("stackgan2",        "birds",          2, None, {"text_dim": 12}),
     Row("stargan",          "rafd",           4, AFHQ),
     Row("starganv2",        "afhq",           1, AFHQ),
-    Row("stylegan2",        "ffhq_256",       2, FACES, phases=("D", "G")),
-    Row("tsit",             "summer2winter",  1, COCO),
-    Row("ugatit",           "full",           1, CATS),
+    Row("stylegan2",        "ffhq_256",       1, FACES, phases=("D", "G")),
+    Row("tsit",             "sis_cityscapes", 1, CITY, {"crop_size": 256}),
+    Row("ugatit",           "light",          1, CATS, {"img_size": 128}),
     Row("unit",             "gta2city",       1, CATS),
     Row("vid2vid",          "cityscapes_512", 1, None),
 ]

@@ -31,7 +31,7 @@ def outputs(system: System, batch: Batch) -> dict[str, Tensor]:
 def test_plain_systems_compute_the_same(row: Row) -> None:
     dtype = torch.float32 if row.system in FLOAT32 else torch.float64
     ours, plain = (row.build(small=True).to(dtype) for _ in range(2))
-    (batch,) = row.batches(ours, 1)
+    (batch,) = row.batches(1, small=True)
     batch = {name: t.to(dtype) if t.is_floating_point() else t for name, t in batch.items()}
     expected = outputs(ours, batch)
     with formulas(dtype=dtype):
@@ -46,7 +46,7 @@ def test_plain_systems_compute_the_same(row: Row) -> None:
 def test_the_library_is_itself_again() -> None:
     (row,) = [row for row in ROWS if row.system == "spade"]
     system = row.build(small=True).eval()
-    (batch,) = row.batches(system, 1)
+    (batch,) = row.batches(1, small=True)
     before = system.translate(batch)["fake"]
     with pytest.raises(KeyError), formulas():
         raise KeyError

@@ -34,7 +34,7 @@ LAST = torch.channels_last
 def data_of(row: Row, kind: str, small: bool, realdata: Path | None) -> list[Batch]:
     if kind == "real" and (realdata is None or row.real is None):
         pytest.skip("real data: there are none" if realdata else "real data: name their folder by --realdata")
-    return row.batches(row.build(small), ROUNDS, realdata if kind == "real" else None)
+    return row.batches(ROUNDS, small, realdata if kind == "real" else None)
 
 
 def layout_of(name: str) -> torch.memory_format:
@@ -163,7 +163,7 @@ def trainer(name: str, row: Row, small: bool, device: torch.device) -> Trainer:
 def peak_memory(name: str, row: str, small: bool) -> int:
     """Bytes that two training steps take at most, beyond what the imports took, in a process that did nothing else."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    (batch,) = BY_NAME[row].batches(BY_NAME[row].build(small), 1)
+    (batch,) = BY_NAME[row].batches(1, small)
     batch = move(batch, device)
     before = peak_resident()
     step = trainer(name, BY_NAME[row], small, device).step
