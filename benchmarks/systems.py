@@ -16,7 +16,7 @@ from i2ifast import models
 from i2ifast.data import kind, procedural
 from i2ifast.models import Batch, Phase, System
 
-COCO, CITY, ADE = ("coco_stuff", "train"), ("cityscapes", "train"), ("ade20k", "training")
+CITY = ("cityscapes", "train")
 CATS, AFHQ, FACES = ("cat2dog", "test"), ("afhq", "src"), ("celeba_hq", "")
 
 
@@ -65,34 +65,36 @@ class Row:
         return [{name: value for name, value in batch.items() if isinstance(value, Tensor)} for batch in batches]
 
 
+CROP128 = {"crop_image_height": 128, "crop_image_width": 128}
+
 # fmt: off
 ROWS = [
-    Row("adain",            "default",        2, ("style_transfer", "")),
+    Row("adain",            "default",        2, CATS),
     Row("attnorm",          "paris_streetview", 1, AFHQ),
     Row("bachgan",          "cityscapes",     1, CITY, {"crop_size": 256}),
     Row("bicyclegan",       "facades",        2, ("edges2shoes", "")),
-    Row("ccfpse",           "cityscapes",     1, CITY,  {"crop_size": 256}),
-    Row("clade",            "cityscapes",     1, CITY,  {"crop_size": 256}),
-    Row("coco_funit",       "mammals",        1, AFHQ, {"crop_image_height": 128, "crop_image_width": 128, "new_size": 140}),
-    Row("cocosnet",         "ade20k",         1, ADE,  {"crop_size": 128}),
+    Row("ccfpse",           "cityscapes",     1, CITY, {"crop_size": 256}),
+    Row("clade",            "cityscapes",     1, CITY, {"crop_size": 256}),
+    Row("coco_funit",       "mammals",        1, AFHQ, {**CROP128, "new_size": 140}),
+    Row("cocosnet",         "ade20k",         1, None, {"crop_size": 128}),
     Row("cogan",            "mnistedge",      64),
     Row("controllable3d",   "point",          2),
     Row("crn",              "cityscapes_256", 1, CITY, {"label_nc": 34, "crop_size": 256}, small={"label_nc": 12}),
     Row("cvaegan",          "mnist",          64),
-    Row("cyclegan",         "horse2zebra",    1, CATS,  {"pool_size": 0}, small={"pool_size": 0}),
+    Row("cyclegan",         "horse2zebra",    1, CATS, {"pool_size": 0}, small={"pool_size": 0}),
     Row("discogan",         "default",        16, CATS, phases=("D", "G")),
     Row("dmit",             "summer2winter",  1, AFHQ, {"n_attribute": 3}, small={"n_attribute": 3}),
     Row("drit",             "cat2dog",        1, CATS),
     Row("edgegan",          "sketchycoco",    4, None, {"num_classes": 3}),
     Row("funit",            "animals",        1, AFHQ),
     Row("gcgan",            "default",        1, CATS),
-    Row("hidt",             "daytime",        1, COCO),
+    Row("hidt",             "daytime",        1, None, {"segmentation_dim": 12}),
     Row("image2styleganpp", "ffhq_1024",      1, FACES, {"resolution": 256}, phases=("W",)),
     Row("infogan",          "mnist",          64),
-    Row("init_i2i",         "init",           1, CATS, {"crop_image_height": 128, "crop_image_width": 128, "object_size": 64}),
+    Row("init_i2i",         "init",           1, CATS, {**CROP128, "object_size": 64}),
     Row("munit",            "summer2winter",  1, CATS),
     Row("nicegan",          "light",          1, CATS, {"img_size": 128}),
-    Row("panoptic",         "cityscapes",     1, CITY,  {"crop_size": 256}),
+    Row("panoptic",         "cityscapes",     1, CITY, {"crop_size": 256}),
     Row("pix2pix",          "facades",        1, ("edges2shoes", "")),
     Row("pix2pixhd",        "cityscapes_512", 1, CITY, {"fineSize": 256, "loadSize": 256}),
     Row("progan",           "celeba",         16, FACES),
@@ -100,9 +102,9 @@ ROWS = [
     Row("sean",             "celebamask_hq",  1, ("celebamask_hq", "val")),
     Row("semantic_pyramid", "places365",      2, AFHQ),
     Row("semit",            "animals",        1, AFHQ),
-    Row("sims",             "cityscapes_256", 1, CITY, {"label_nc": 34, "crop_size": 256}, small={"label_nc": 12}),
+    Row("sims",             "cityscapes_256", 1, None, {"crop_size": 256}, small={"label_nc": 12}),
     Row("smis",             "deepfashion",    1, None, {"label_nc": 16}),
-    Row("spade",            "cityscapes",     1, CITY,  {"crop_size": 256}),
+    Row("spade",            "cityscapes",     1, CITY, {"crop_size": 256}),
     Row("stackgan",         "stage1",         16, None, {"text_dim": 12}),
     Row("stackgan2",        "birds",          2, None, {"text_dim": 12}),
     Row("stargan",          "rafd",           4, AFHQ),
