@@ -10,6 +10,7 @@ import inspect
 import json
 import math
 import re
+import statistics
 import sys
 from collections.abc import Callable, Iterable
 from itertools import groupby
@@ -22,6 +23,7 @@ BEGIN, END = "<!-- made by benchmarks/report.py -->", "<!-- end -->"
 PASSES = {"forward": "forward", "both": "forward + backward"}
 ABOUT = ("what", "op", "layer", "system", "preset", "size", "shape", "batch", "map", "pass", "dtype")
 RIVALS = ("plain", "channels_last", "compile")  # in README.md
+OURS = ("ours", "baked")
 
 Row = dict[str, Any]
 Result = dict[str, Any]  # {"date", "commit", "dirty", "device": facts, "rows": [Row]}
@@ -91,6 +93,22 @@ def place(row: Row) -> list[str]:
     return [row["preset"], f"{height}x{width}", str(row["batch"]), row["map"]]
 
 
+def fastest(row: Row, names: Iterable[str]) -> str:
+    return min((name for name in names if name in row["seconds"]), key=row["seconds"].get)
+
+
+def gain(row: Row) -> float:
+    """How many times faster a system is here than plain PyTorch in the better memory layout."""
+    seconds = row["seconds"]
+    return seconds[fastest(row, RIVALS[:2])] / seconds[fastest(row, OURS)]
+
+
+def memory_share(row: Row) -> float | None:
+    """Of plain PyTorch's peak memory, where that was measured."""
+    memory = row.get("memory")
+    return memory["ours"] / memory["plain"] if memory else None
+
+
 def share_of_roofline(row: Row, name: str, device: dict[str, Any]) -> str:
     """The least time for the row's operations and bytes, at the rates measured in the same run, over the time taken."""
     least = row["flops"] / device["flops_per_second"] + row["bytes"] / device["bytes_per_second"]
@@ -140,7 +158,7 @@ def systems(rows: list[Row], device: dict[str, Any]) -> str:
     head += ["vs compile", "memory of plain", "of ours", "error of ours"]
 
     def line(row: Row) -> list[str]:
-        best = min(("ours", "baked"), key=lambda name: row["seconds"].get(name, float("inf")))
+        best = fastest(row, OURS)
         times = [time(row["seconds"][name]) if name in row["seconds"] else "" for name in names]
         ratios = [ratio(row, best, rival) for rival in RIVALS]
         memory = [f"{row['memory'][name] / 2**30:.2f} GiB" if row.get("memory") else "" for name in ("plain", "ours")]
@@ -189,8 +207,11 @@ iterations in a process of its own, beyond what the imports take. Error: of the 
 difference from plain over the norm."""
 
 SYSTEM_LEGEND = """\
-Systems at their published widths against their plain formulation in eager PyTorch, pass by pass as published. Training
-is one iteration of all phases. Error: of the images (inference), or of the gradients of the first phase (training)."""
+Systems at their published widths against the same systems in eager PyTorch (`benchmarks/plain`): their norms,
+convolutions, modulations and resampling are torch's own functions there, label maps are one-hot, optimizers are as
+torch has them by default. Training is an iteration in which every phase has its turn, without perceptual networks.
+`baked` is ours after `i2ifast.nn.bake`. Memory: the peak over two iterations in a process of its own, beyond what the
+imports take. Error: of the images (inference), or of the gradients of the first phase (training)."""
 
 OP_LEGEND = """\
 `plain` is the op's formula in eager PyTorch, `channels_last` the same on channels_last images, as ours runs,
@@ -250,20 +271,43 @@ def headline(results: list[Result]) -> str:
         if lines:
             head = ["", "preset", "size", "batch", "map", "i2ifast", *(f"faster than {name}" for name in RIVALS)]
             parts += [f"{result['device']['device']}, {provenance(result)}", table(head, lines)]
+    if gains := summary(of_systems(results)):
+        parts += ["Systems against plain PyTorch in the better of its memory layouts, all in docs/systems.md:", gains]
     return "\n\n".join(parts)
+
+
+def of_systems(results: list[Result]) -> list[Row]:
+    return [row for result in results for row in result["rows"] if row["what"] == "system"]
+
+
+def summary(rows: list[Row]) -> str:
+    """What all systems gain, of each its lowest row."""
+    lines = []
+    for which in ("inference", "training"):
+        lowest: dict[str, float] = {}
+        for row in rows:
+            if row["pass"] == which:
+                lowest[row["system"]] = min(gain(row), lowest.get(row["system"], math.inf))
+        gains = sorted(lowest.items(), key=lambda item: item[1])
+        if gains:
+            ends = [f"{gains[at][1]:.2f}x ({gains[at][0]})" for at in (0, -1)]
+            lines.append([which, str(len(gains)), ends[0], f"{statistics.median(lowest.values()):.2f}x", ends[1]])
+    return table(["systems", "measured", "lowest", "median", "highest"], lines) if lines else ""
 
 
 def zoo(results: list[Result]) -> str:
     """All systems: what they are, whether recorded cases of the original hold them, how fast they were measured."""
     from i2ifast import models
 
-    rows = [row for result in results for row in result["rows"] if row["what"] == "system"]
+    rows = of_systems(results)
 
     def speed(name: str, which: str) -> str:
-        found = [row for row in rows if (row["system"], row["pass"]) == (name, which)]
-        best = [min(row["seconds"].get(way, math.inf) for way in ("ours", "baked")) for row in found]
-        ratios = [row["seconds"]["plain"] / seconds for row, seconds in zip(found, best, strict=True)]
-        return f"{min(ratios):.2g}x" if ratios else ""
+        gains = [gain(row) for row in rows if (row["system"], row["pass"]) == (name, which)]
+        return f"{min(gains):.2g}x" if gains else ""
+
+    def memory(name: str) -> str:
+        shares = [share for row in rows if row["system"] == name and (share := memory_share(row)) is not None]
+        return f"{max(shares):.0%}" if shares else ""
 
     def line(name: str) -> list[str]:
         system = models.system(name)
@@ -273,13 +317,15 @@ def zoo(results: list[Result]) -> str:
         paper = papers[-1] if papers else ""
         cases = sorted(path.stem for path in (ROOT / "tests" / "golden" / name).glob("*.safetensors"))
         speeds = [speed(name, which) for which in ("inference", "training")]
-        return [f"`{name}`", f"{title}: {what} {paper}", system.data, ", ".join(cases) or "none", *speeds]
+        about = f"{title}: {what} {paper}"
+        return [f"`{name}`", about, system.data, ", ".join(cases) or "none", *speeds, memory(name)]
 
-    head = ["system", "what it does", "data", "recorded cases of the original", "inference", "training"]
+    head = ["system", "what it does", "data", "recorded cases of the original", "inference", "training", "memory"]
     about = (
         "Made by `benchmarks/report.py`. Recorded cases are outputs, losses, gradients and training steps of the"
         " original implementation that tests hold the system to. Speeds are those of [benchmarks](benchmarks.md),"
-        " against the plain formulation; the lowest where there are several. SPADE's are measured apart, on label maps."
+        " against the plain formulation in the better of PyTorch's memory layouts; the lowest where there are several."
+        " Memory is the peak of training, in shares of plain PyTorch's."
     )
     return "\n\n".join(["# Systems", about, table(head, map(line, models.names()))]) + "\n"
 

@@ -33,7 +33,8 @@ def recorded(day: int, ours: float) -> dict[str, Any]:
     op = {"what": "op", "op": "linear", "shape": [1, 2, 3, 4], "pass": "both", "bytes": 5e6, "dtype": "float32"}
     op["seconds"] = {"plain": 0.0005, "channels_last": 0.0005}
     system = {"what": "system", "system": "cyclegan", "preset": "horse2zebra", "size": [256, 256], "batch": 1}
-    system |= {"map": "real", "pass": "training", "seconds": {"plain": 0.004}, "error": {"ours": 1e-6}, "memory": {}}
+    system |= {"map": "real", "pass": "training", "seconds": {"plain": 0.004}, "error": {"ours": 1e-6}}
+    system["memory"] = {"plain": 2**30, "ours": 2**29}
     device = {"device": "A CPU @ 2 GHz", "device_type": "cpu", "cores": 2, "threads": 1, "cpu": "x86_64", "python": "3"}
     device |= {"i2ifast": "0.1.0", "torch": "2.13.0+cpu", "triton": "not installed"}
     device |= {"bytes_per_second": 1e10, "flops_per_second": 1e12}
@@ -70,12 +71,14 @@ def test_tables_of_a_recorded_run(report: ModuleType, project: Path) -> None:
         "| 8.00x | 5.00x |  | 5.00x | 25% | 40% | 3e-06 | 2e-06 |"
     ) in text
     assert "| linear | 1x2x3x4 | forward + backward | 1 ms | 0.50x | 0.50x | 50% |" in text
-    assert (
-        "| cyclegan | training | horse2zebra | 256x256 | 1 | real | 4 ms | 2 ms | 2.00x |  |  |  |  | 1e-06 |" in text
-    )
+    place = "| cyclegan | training | horse2zebra | 256x256 | 1 | real |"
+    assert f"{place} 4 ms | 2 ms | 2.00x |  |  | 1.00 GiB | 0.50 GiB | 1e-06 |" in text
     assert "2026-01-01, commit 0123456789." in text and "torch 2.13.0+cpu" in text and "copy 10.0 GB/s" in text
     readme = (project / "README.md").read_text()
     assert "| generator | coco | 256x256 | 1 | procedural | 500 ms | 8.00x | 5.00x |  |" in readme
+    assert "| training | 1 | 2.00x (cyclegan) | 2.00x | 2.00x (cyclegan) |" in readme
+    systems = (project / "docs" / "systems.md").read_text()
+    assert "| unpaired | a, traj |  | 2x | 50% |" in systems
     assert readme.startswith("before\n") and readme.endswith("after\n") and "old" not in readme
     (kept,) = (project / "benchmarks" / "results").iterdir()
     assert kept.name == "2026-01-01-A-CPU-2-GHz-2.13.0-0123456.json"

@@ -20,6 +20,17 @@ class Made(NamedTuple):
     inputs: dict[str, Tensor]
 
 
+class Plain(nn.Module):
+    """A layer of ours, around the parameters of which a formula of `plain` computes."""
+
+    def __init__(self, layer: nn.Module, formula: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.layer, self.formula = layer, formula
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        return self.formula(self.layer, **inputs)
+
+
 @dataclass(frozen=True)
 class Layer:
     name: str

@@ -1,7 +1,10 @@
 """Feature matching of a discriminator's layers, and what matches positions of two feature maps."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
+from plain import convs
 from torch import Tensor
 
 from i2ifast.nn import losses
@@ -18,8 +21,7 @@ def _ours(**features: Tensor) -> Tensor:
 
 
 def _plain(**features: Tensor) -> Tensor:
-    n = len(features["x"]) // 2
-    return torch.stack([F.l1_loss(x[:n], x[n:].detach()) for x in features.values()]).sum() / SCALES
+    return convs.feature_matching(list(features.values())) / SCALES
 
 
 def feature_matching(shape: Shape, g: torch.Generator) -> Made:
@@ -35,27 +37,16 @@ def feature_matching(shape: Shape, g: torch.Generator) -> Made:
 def correspondence(shape: Shape, g: torch.Generator) -> Made:
     """An exemplar of RGB values warped by the correlation of 3x3 windows: CoCosNet."""
     n, c, h, w = shape
-
-    def plain(x: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return torch.softmax(torch.matmul(x, key.transpose(1, 2)) / 0.01, -1) @ value
-
-    inputs = {"x": F.normalize(torch.randn((n, h * w, 9 * c), generator=g), dim=2)}
-    inputs |= {"key": inputs["x"].flip(1), "value": torch.randn((n, h * w, 3), generator=g)}
-    return Made({"ours": lambda x, key, value: attend(x, key, value, 100.0), "plain": plain}, inputs)
+    inputs = {"query": F.normalize(torch.randn((n, h * w, 9 * c), generator=g), dim=2)}
+    inputs |= {"key": inputs["query"].flip(1), "value": torch.randn((n, h * w, 3), generator=g)}
+    functions = {"ours": attend, "plain": convs.attend}
+    return Made({name: partial(function, scale=100.0) for name, function in functions.items()}, inputs)
 
 
 def contextual(shape: Shape, g: torch.Generator) -> Made:
     """CoCosNet's, of features of this shape, by its definition."""
-
-    def plain(x: Tensor, y: Tensor) -> Tensor:
-        mean = y.mean(1, keepdim=True)
-        a, b = (F.normalize((t - mean).flatten(2), dim=1) for t in (x, y))
-        d = 1 - torch.matmul(a.transpose(1, 2), b)
-        w = torch.exp((1 - d / (d.min(2, keepdim=True).values + 1e-3)) / 0.1)
-        return -torch.log((w / w.sum(2, keepdim=True)).max(2).values.mean(1))
-
     inputs = {name: torch.randn(shape, generator=g).relu() for name in ("x", "y")}
-    return Made({"ours": losses.contextual, "plain": plain}, inputs)
+    return Made({"ours": losses.contextual, "plain": convs.contextual}, inputs)
 
 
 LAYERS = [

@@ -1,13 +1,16 @@
 """Region normalisation and attentive normalisation, against what their papers' code computes."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from plain import norms
+from torch import Tensor
 
 from i2ifast.nn import RN_B, RN_L, RegionNorm, regional_norm
 from i2ifast.testing import blocky
 
-from . import Layer, Made, Shape
+from . import Layer, Made, Plain, Shape
 
 REGIONS = 8
 
@@ -30,52 +33,28 @@ def published_rn(x: Tensor, mask: Tensor) -> Tensor:
     return total
 
 
-def plain_rn(x: Tensor, mask: Tensor) -> Tensor:
-    """With each side's own variance."""
-    result = 0
-    for m in (mask, 1 - mask):
-        count = m.sum().clamp(min=1)
-        mean = (x * m).sum((0, 2, 3), keepdim=True) / count
-        var = ((x - mean).square() * m).sum((0, 2, 3), keepdim=True) / count
-        result = result + (x - mean) * torch.rsqrt(var + 1e-5 * mask.numel() / count) * m
-    return result
-
-
-class PlainB(nn.Module):
-    def __init__(self, layer: RN_B, rn) -> None:
-        super().__init__()
-        self.layer, self.rn = layer, rn
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        p, mask = self.layer, mask.to(x.dtype)
-        fore, back = (1 + g[None, :, None, None] for g in (p.foreground_gamma, p.background_gamma))
-        shift = (p.foreground_beta + p.background_beta)[None, :, None, None]
-        return F.relu(self.rn(x, mask) * (mask * fore + (1 - mask) * back) + shift)
-
-
-class PlainL(nn.Module):
-    def __init__(self, layer: RN_L, rn) -> None:
-        super().__init__()
-        self.layer, self.rn = layer, rn
-
-    def forward(self, x: Tensor) -> Tensor:
-        sa = self.layer.sa
-        importance = torch.sigmoid(sa.conv1(torch.cat([x.mean(1, keepdim=True), x.max(1, keepdim=True).values], 1)))
-        gamma, beta = sa.gamma_conv(importance), sa.beta_conv(importance)
-        mask = (importance.detach() >= self.layer.threshold).to(x.dtype)
-        return F.relu(self.rn(x, mask) * (1 + gamma) + beta)
+published_basic = partial(norms.basic_region_norm, rn=published_rn)
+published_learned = partial(norms.learned_region_norm, rn=published_rn)
 
 
 def basic(shape: Shape, g: torch.Generator) -> Made:
     n, c, h, w = shape
     layer = RN_B(c, "relu")
-    contenders = {"ours": layer, "plain": PlainB(layer, plain_rn), "original": PlainB(layer, published_rn)}
+    contenders = {
+        "ours": layer,
+        "plain": Plain(layer, norms.basic_region_norm),
+        "original": Plain(layer, published_basic),
+    }
     return Made(contenders, {"x": torch.randn(shape, generator=g), "mask": rectangle(n, h, w)})
 
 
 def learned(shape: Shape, g: torch.Generator) -> Made:
     layer = RN_L(shape[1], threshold=0.5, act="relu")
-    contenders = {"ours": layer, "plain": PlainL(layer, plain_rn), "original": PlainL(layer, published_rn)}
+    contenders = {
+        "ours": layer,
+        "plain": Plain(layer, norms.learned_region_norm),
+        "original": Plain(layer, published_learned),
+    }
     return Made(contenders, {"x": torch.randn(shape, generator=g)})
 
 

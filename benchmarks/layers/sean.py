@@ -6,6 +6,7 @@ Both convolve that map and the label map at every pixel.
 
 import torch
 import torch.nn.functional as F
+from plain import maps
 from torch import Tensor, nn
 
 from i2ifast.models.sean import Config, SEANGenerator
@@ -40,32 +41,19 @@ class Plain(Ours):
         self.by_region = by_region
 
     def styles(self, ace: ACE, seg: Tensor, codes: Tensor) -> Tensor:
-        if self.by_region:
-            maps = torch.zeros(len(seg), codes.size(2), *seg.shape[2:])
-            for i in range(len(seg)):
-                for j in range(seg.size(1)):
-                    mask = seg[i, j].bool()
-                    if mask.any():
-                        mu = F.relu(ace.get_submodule(f"fc_mu{j}")(codes[i, j]))
-                        maps[i] = maps[i].masked_scatter(mask, mu[:, None].expand(-1, int(mask.sum())))
-            return maps
-        mu = torch.stack([F.relu(ace.get_submodule(f"fc_mu{j}")(codes[:, j])) for j in range(seg.size(1))], 2)
-        return torch.einsum("nsr,nrhw->nshw", mu, seg)
+        if not self.by_region:
+            return maps.styles_at_pixels(ace, seg, codes)
+        styles = torch.zeros(len(seg), codes.size(2), *seg.shape[2:])
+        for i in range(len(seg)):
+            for j in range(seg.size(1)):
+                mask = seg[i, j].bool()
+                if mask.any():
+                    mu = F.relu(ace.get_submodule(f"fc_mu{j}")(codes[i, j]))
+                    styles[i] = styles[i].masked_scatter(mask, mu[:, None].expand(-1, int(mask.sum())))
+        return styles
 
     def ace(self, ace: ACE, x: Tensor, seg: Tensor, codes: Tensor) -> Tensor:
-        n, _, h, w = x.shape
-        x = x + (torch.randn(n, w, h, 1) * ace.noise_var).transpose(1, 3)
-        seg = F.interpolate(seg, size=(h, w))
-        hidden = F.relu(convolve(seg, ace.Spade.mlp_shared[0]))
-        gamma, beta = convolve(hidden, ace.Spade.mlp_gamma), convolve(hidden, ace.Spade.mlp_beta)
-        if ace.use_rgb:
-            styles = self.styles(ace, seg, codes)
-            a, b = torch.sigmoid(ace.blending_gamma), torch.sigmoid(ace.blending_beta)
-            gamma = a * convolve(styles, ace.conv_gamma) + (1 - a) * gamma
-            beta = b * convolve(styles, ace.conv_beta) + (1 - b) * beta
-        norm = ace.param_free_norm
-        x = F.batch_norm(x, norm.running_mean, norm.running_var, training=norm.training)
-        return x * (1 + gamma) + beta
+        return maps.ace(ace, x, seg, codes, styles_of=self.styles)
 
     def block(self, block: SEANResnetBlock, x: Tensor, seg: Tensor, codes: Tensor) -> Tensor:
         shortcut = convolve(self.ace(block.ace_s, x, seg, codes), block.conv_s) if block.learned_shortcut else x

@@ -2,29 +2,17 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from plain import maps
+from torch import Tensor
 
 from i2ifast.nn import GROUP_SPADE
 from i2ifast.testing import blocky
 
-from . import Layer, Made, Shape
+from . import Layer, Made, Plain, Shape
 
 
-class Plain(nn.Module):
-    """The published formulation around the parameters of ours."""
-
-    def __init__(self, layer: GROUP_SPADE) -> None:
-        super().__init__()
-        self.layer = layer
-
-    @staticmethod
-    def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
-        return F.conv2d(x, conv.weight, conv.bias, padding=1, groups=conv.groups)
-
-    def forward(self, x: Tensor, seg: Tensor) -> Tensor:
-        hidden = F.relu(self.convolve(seg.float(), self.layer.mlp_shared[0]))
-        gamma, beta = (self.convolve(hidden, conv) for conv in (self.layer.mlp_gamma, self.layer.mlp_beta))
-        return F.batch_norm(x, None, None, training=True) * (1 + gamma) + beta
+def plain(layer: GROUP_SPADE, x: Tensor, seg: Tensor) -> Tensor:
+    return maps.spade(layer, x, seg.float())
 
 
 def make(classes: int, groups: int, mode: str):
@@ -35,7 +23,7 @@ def make(classes: int, groups: int, mode: str):
             F.one_hot(blocky(g, n, h, w, classes, 16).long(), classes).permute(0, 3, 1, 2).byte().contiguous()
         )  # no gradient
         x = torch.randn((n, layer.param_free_norm.num_features, h, w), generator=g)
-        return Made({"ours": layer, "plain": Plain(layer)}, {"x": x, "seg": seg})
+        return Made({"ours": layer, "plain": Plain(layer, plain)}, {"x": x, "seg": seg})
 
     return made
 

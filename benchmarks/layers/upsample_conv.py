@@ -4,25 +4,17 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from plain import convs
 from torch import Tensor, nn
 
 from i2ifast.nn import UpsampleConv2d
 from i2ifast.nn.conv import Conv2d
 
-from . import Layer, Made, Shape
+from . import Layer, Made, Plain, Shape
 
 
-class Plain(nn.Module):
-    """Upsampling, padding and convolution one after the other, around the parameters of ours."""
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        self.conv, self.factor = conv, 2 if isinstance(conv, UpsampleConv2d) else 1
-
-    def forward(self, x: Tensor) -> Tensor:
-        conv = self.conv
-        x = F.interpolate(x, scale_factor=2) if self.factor == 2 else x
-        return F.conv2d(F.pad(x, (conv.padding[0],) * 4, "reflect"), conv.weight, conv.bias)
+def plain(self: nn.Conv2d, x: Tensor) -> Tensor:
+    return F.conv2d(convs.padded(x, self.padding[0], self.padding_mode), self.weight, self.bias)
 
 
 class Only(nn.Sequential):
@@ -35,7 +27,10 @@ def maker(kind: type[nn.Conv2d], kernel: int) -> Callable[..., Made]:
         fin = shape[1]
         fout = fin // 2 if kind is UpsampleConv2d else fin
         conv = kind(fin, fout, kernel, padding=kernel // 2, padding_mode="reflect")
-        return Made({"ours": Only(conv), "plain": Plain(conv)}, {"x": torch.randn(shape, generator=g)})
+        return Made(
+            {"ours": Only(conv), "plain": Plain(conv, convs.upsample_module if kind is UpsampleConv2d else plain)},
+            {"x": torch.randn(shape, generator=g)},
+        )
 
     return make
 
