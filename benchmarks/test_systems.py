@@ -1,7 +1,7 @@
 """Every system at published widths: translation and training against its plain formulation (`plain`).
 
-`systems.py` has the rows. Data are procedural scenes, and real ones where --realdata names their folder. With --small
-presets are tiny.
+`systems.py` has the rows. Data are real where --realdata names their folder and the row has some, else procedural
+scenes. With --small presets are tiny.
 
 On the CPU, torch 2.13 has wrong gradients of instance norm for a single channels_last image: there the plain networks
 in that layout are rivals for time alone.
@@ -25,16 +25,16 @@ from i2ifast.models import Batch, Phase, System
 from i2ifast.nn import bake
 
 BY_NAME = {f"{row.system}-{row.preset}": row for row in ROWS}
-KINDS = ("procedural", "real")
 ROUNDS = 3
 PLAIN = ("plain", "channels_last", "compile")
 LAST = torch.channels_last
 
 
-def data_of(row: Row, kind: str, small: bool, realdata: Path | None) -> list[Batch]:
-    if kind == "real" and (realdata is None or row.real is None):
-        pytest.skip("real data: there are none" if realdata else "real data: name their folder by --realdata")
-    return row.batches(ROUNDS, small, realdata if kind == "real" else None)
+def data_of(row: Row, small: bool, realdata: Path | None, device: torch.device) -> tuple[str, list[Batch]]:
+    """The kind of data, and batches."""
+    folder = realdata if row.real else None
+    batches = row.batches(ROUNDS, small, folder)
+    return "real" if folder else "procedural", [move(batch, device) for batch in batches]
 
 
 def layout_of(name: str) -> torch.memory_format:
@@ -92,12 +92,11 @@ def translator(name: str, row: Row, small: bool, device: torch.device) -> Callab
     return translate
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("row", ROWS, ids=list(BY_NAME))
 @torch.no_grad()
-def test_inference(compare, device, small, realdata, compiling, row, kind) -> None:
+def test_inference(compare, device, small, realdata, compiling, row) -> None:
     """Images to images, as the system translates."""
-    data = [move(batch, device) for batch in data_of(row, kind, small, realdata)]
+    kind, data = data_of(row, small, realdata, device)
     names = ("plain", "channels_last", "ours", "baked", *(["compile"] if compiling else []))
     contenders = that_run({name: translator(name, row, small, device) for name in names}, data[0])
     expected = contenders["plain"](data[0])
@@ -174,12 +173,11 @@ def peak_memory(name: str, row: str, small: bool) -> int:
     return peak_resident() - before
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("row", ROWS, ids=list(BY_NAME))
-def test_training_step(compare, device, small, realdata, compiling, row, kind) -> None:
-    data = [move(batch, device) for batch in data_of(row, kind, small, realdata)]
+def test_training_step(compare, device, small, realdata, compiling, row) -> None:
+    kind, data = data_of(row, small, realdata, device)
     memory = {}
-    for name in ("plain", "ours") if kind == "procedural" else ():
+    for name in ("plain", "ours"):
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             memory[name] = pool.submit(peak_memory, name, f"{row.system}-{row.preset}", small).result()
     names = ("plain", "channels_last", "ours", *(["compile"] if compiling else []))

@@ -20,7 +20,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 
 import i2ifast.models
 from i2ifast import _backend, labels, ops
-from i2ifast.models import _blocks, _crn, _stackgan
+from i2ifast.models import _blocks, _crn, _fs_vid2vid, _stackgan
 from i2ifast.nn import (
     _norm,
     ccfpse,
@@ -49,6 +49,8 @@ from . import convs, maps, norms
 
 LAYERS: dict[type, dict[str, Any]] = {
     _blocks.LayerNormAct: {"forward": norms.group_layer_norm_act},
+    _fs_vid2vid.LabelEmbedder: {"forward": maps.label_embedder},
+    _fs_vid2vid.SPADE: {"layer": maps.generated_layer, "more": maps.more_maps},
     _stackgan.VectorNormAct: {"forward": norms.vector_norm_act},
     _crn.LayerNorm: {"forward": norms.group_layer_norm},
     batch_norm.BatchNormAct: {"forward": norms.batch_norm_act},

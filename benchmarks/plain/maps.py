@@ -1,6 +1,6 @@
 """Layers conditioned on label maps or features: densely, at every pixel, on one-hot maps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -102,6 +102,50 @@ def clade_layer(self: nn.Module, dist: Tensor | None) -> Layer:
 
 def clade(self: nn.Module, x: Tensor, seg: Tensor, dist: Tensor | None = None) -> Tensor:
     return modulated(x, seg, clade_layer(self, dist), "none", False)
+
+
+def generated_layer(self: nn.Module, weight: Tensor | None) -> Layer:
+    """Few-shot vid2vid's, with a weight made for every sample, or one of its own."""
+
+    def generated(x: Tensor, size: tuple[int, int]) -> Maps:
+        scale, shift = (weight @ resized(x, size).flatten(2)).unflatten(2, size).chunk(2, 1)
+        return 1 + scale, shift
+
+    def own(x: Tensor, size: tuple[int, int]) -> Maps:
+        return pixelwise(self, resized(x, size), "")
+
+    return Layer(self.norm, own if weight is None else generated, False)
+
+
+def pixelwise(layer: nn.Module, x: Tensor, suffix: str) -> Maps:
+    scale, shift = (convolved(x, layer.get_submodule(f"mlp_{kind}{suffix}")) for kind in ("gamma", "beta"))
+    return 1 + scale, shift
+
+
+def more_maps(self: nn.Module, x: Tensor, maps: Sequence[Tensor | None], act: str | float) -> Tensor:
+    """Few-shot vid2vid's modulations by further maps."""
+    for i, each in enumerate(maps, 2):
+        if each is not None:
+            scale, shift = pixelwise(self, resized(each, x.shape[2:]), str(i))
+            x = x * scale + shift
+    return x if all(each is None for each in maps) else activated(x, act)
+
+
+def label_embedder(self: nn.Module, x: Tensor, weights: Sequence[tuple[Tensor, Tensor | None]] = ()) -> list[Tensor]:
+    """Few-shot vid2vid's: every level of the way up at its own size."""
+    down = [self.conv_first(x)]
+    for i in range(self.steps):
+        down.append(self.get_submodule(f"down_{i}")(down[-1]))
+    up = down[-1:]
+    for i in reversed(range(self.steps)):
+        x = torch.cat([up[-1], down[i + 1]], 1) if self.unet and i < self.steps - 1 else up[-1]
+        if i < self.generated:
+            x, (weight, bias) = F.interpolate(x, scale_factor=2), weights[i]
+            y = (weight @ x.flatten(2)).unflatten(2, x.shape[2:])
+            up.append(F.leaky_relu(y if bias is None else y + bias[..., None, None], 0.2))
+        else:
+            up.append(self.get_submodule(f"up_{i}")(x))
+    return up[::-1]
 
 
 def edge_conv(self: nn.Conv2d, x: Tensor, edges: Tensor) -> Tensor:
