@@ -58,6 +58,6 @@ def parse(args: Sequence[str]) -> Arguments:
             ("config", system.Config, field(default_factory=lambda: config)),
         ]
         arguments = make_dataclass("Arguments", fields, bases=(Arguments,), frozen=True, kw_only=True)
-    systems = "\n".join(f"  {name:13} {summary(name)}" for name in models.names())
+    systems = "\n".join(f"  {name:16} {summary(name)}" for name in models.names())
     description = f"{Arguments.__doc__}\n\nSystems, their data and their presets:\n\n{systems}"
     return tyro.cli(arguments, args=args, prog="python -m i2ifast.train", description=description)

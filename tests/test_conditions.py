@@ -193,9 +193,29 @@ def test_poses_are_shown_in_colours(tmp_path: Path) -> None:
 
 
 def test_poses_to_translate(tmp_path: Path) -> None:
-    pose(tmp_path, "b", 20)
+    pose(tmp_path, "MEN/b", 20)
     system = SimpleNamespace(config=SimpleNamespace(crop_size=32, label_nc=20), data_settings={})
     given = {"labels": tmp_path / "pose", "exemplars": tmp_path / "img", "exemplar_labels": tmp_path / "pose"}
     (batch,) = exemplars.Inputs(**given).batches(system, 2)
-    assert batch["label"].shape == batch["label_ref"].shape == (1, 20, 32, 32) and batch["path"] == [Path("b.txt")]
+    assert batch["label"].shape == batch["label_ref"].shape == (1, 20, 32, 32) and batch["path"] == [Path("MEN_b.txt")]
     assert shade(batch["ref"]) == 20
+
+
+def test_label_maps_to_translate_may_lie_beside_their_photographs(tmp_path: Path) -> None:
+    for name, grey in (("a", 20), ("b", 40)):
+        plain(tmp_path / f"{name}.jpg", grey, (48, 32), mode="RGB")
+        plain(tmp_path / f"{name}.png", 3, (48, 32))
+    config = SimpleNamespace(crop_size=32, label_nc=5, instance=False)
+    system = SimpleNamespace(config=config, data_settings={})
+    (batch,) = labels.Inputs(labels=tmp_path, images=tmp_path).batches(system, 2)
+    assert batch["label"].unique() == 3 and shade(batch["image"][1]) == 40
+    given = {"labels": tmp_path, "exemplars": tmp_path, "exemplar_labels": tmp_path}
+    (batch,) = exemplars.Inputs(**given).batches(system, 2)
+    assert batch["label_ref"].unique() == 3 and [shade(ref) for ref in batch["ref"]] == [20, 40]
+
+
+def test_label_maps_are_resized_for_networks_of_one_size(tmp_path: Path) -> None:
+    plain(tmp_path / "a.png", 3, (48, 32))
+    config = SimpleNamespace(crop_size=64, aspect_ratio=2.0, label_nc=5, instance=False, one_size=True)
+    (batch,) = labels.Inputs(labels=tmp_path).batches(SimpleNamespace(config=config, data_settings={}), 1)
+    assert batch["label"].shape == (1, 1, 32, 64)

@@ -66,7 +66,18 @@ def test_unpaired_partners_are_drawn_in_training_only(tmp_path: Path) -> None:
         unpaired.folder(tmp_path, "val", unpaired.Settings())
 
 
-@pytest.mark.parametrize("form", ["trainA", "train_A", "A/train", "train"])
+@pytest.mark.parametrize("names", [("A", "B"), ("content", "style")])
+def test_unpaired_folders_without_phase_are_to_learn_from(tmp_path: Path, names: tuple[str, str]) -> None:
+    for value, name in enumerate(names):
+        save(tmp_path / name / "x.png", (value, 0, 0))
+    for direction, colours in {"AtoB": (0, 1), "BtoA": (1, 0)}.items():
+        (item,) = unpaired.folder(tmp_path, "train", unpaired.Settings(**SMALL, direction=direction))
+        assert (red(item["a"]), red(item["b"])) == colours
+    with pytest.raises(FileNotFoundError, match="valA: no such folder"):
+        unpaired.folder(tmp_path, "val", unpaired.Settings())
+
+
+@pytest.mark.parametrize("form", ["trainA", "train_A", "A/train", "A", "train"])
 def test_pairs_in_every_layout(tmp_path: Path, form: str) -> None:
     if form == "train":
         save(tmp_path / "train/x.png", (7, 0, 0), (80, 30), right=(9, 0, 0))
@@ -106,6 +117,7 @@ def test_images_are_found_in_folders_below(tmp_path: Path) -> None:
     assert [data[i]["path"].removeprefix(f"{tmp_path}/train/") for i in range(3)] == ["9.png", "10.png", "more/1.png"]
     with pytest.raises(FileNotFoundError, match="val: no such folder"):
         images.folder(tmp_path, "val", images.Settings())
+    assert len(images.folder(tmp_path / "train", "train", images.Settings(**SMALL))) == 3
 
 
 def test_embeddings_of_a_photograph_and_of_none(tmp_path: Path) -> None:

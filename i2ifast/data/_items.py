@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ._cache import Cache
-from .pixels import Geometry, Photo, Preprocess, geometry, images_in, read_photo
+from .pixels import Geometry, Photo, Preprocess, geometry, images_below, images_in, read_photo
 
 Item = dict[str, Any]
 Role = Literal["photograph", "label map", "instance map", "mask"]
@@ -136,6 +136,20 @@ def images_of(folder: Path) -> list[Path]:
     found = images_in(folder)
     if not found:
         raise FileNotFoundError(f"{folder}: no such folder, or no images in it")
+    return found
+
+
+def photographs(root: str | Path, phase: str) -> list[Path]:
+    """Image files below `root`/`phase`, or below `root` for phase "train" where that folder is missing.
+
+    FileNotFoundError where there are none.
+    """
+    folder = Path(root) / phase
+    if phase == "train" and not folder.is_dir():
+        folder = Path(root)
+    found = images_below(folder)
+    if not found:
+        raise FileNotFoundError(f"{folder}: no such folder, or no images below it")
     return found
 
 

@@ -58,6 +58,10 @@ class Config(spade.Config):
             raise ValueError(f"group_nums {self.group_nums}: expected one for each of {', '.join(BLOCKS)}")
 
     @property
+    def one_size(self) -> bool:
+        return False  # styles are maps
+
+    @property
     def published_groups(self) -> tuple[int, ...]:
         nc = self.num_classes
         return {

@@ -98,6 +98,11 @@ class Config:
         return round(self.crop_size / self.aspect_ratio), self.crop_size
 
     @property
+    def one_size(self) -> bool:
+        """Whether the generator makes images of that size only: its first map is made of a style."""
+        return self.use_vae
+
+    @property
     def latent(self) -> tuple[int, int]:
         """Height and width of the generator's first map for training images."""
         return self.size[0] // self.stride, self.size[1] // self.stride

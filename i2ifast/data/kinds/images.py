@@ -1,4 +1,4 @@
-"""Photographs: those in {phase}, folders in it included."""
+"""Photographs: those in {phase}, or below the root; folders in it included."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,6 @@ from numpy.random import Generator
 
 from i2ifast.data import _items
 from i2ifast.data._items import Options, Settings
-from i2ifast.data.pixels import images_below
 
 __all__ = ["SHOWN", "Inputs", "Options", "Settings", "folder"]
 
@@ -36,11 +35,8 @@ class Images(_items.Items):
 
 
 def folder(root: str | Path, phase: str, settings: Settings, seed: int = 0, train: bool = False) -> Images:
-    """The photographs below `root`/`phase`; FileNotFoundError where there are none."""
-    files = images_below(Path(root) / phase)
-    if not files:
-        raise FileNotFoundError(f"{Path(root) / phase}: no such folder, or no images below it")
-    return Images(files, settings, train, seed)
+    """The photographs of `phase`, see `_items.photographs`."""
+    return Images(_items.photographs(root, phase), settings, train, seed)
 
 
 @dataclass(frozen=True, kw_only=True)

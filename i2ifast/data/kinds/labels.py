@@ -11,7 +11,7 @@ import torch
 from numpy.random import Generator
 
 from i2ifast.data import _items, _parts
-from i2ifast.data.pixels import images_in, natural, pair, read_map, unpaired
+from i2ifast.data.pixels import Geometry, images_in, natural, pair, read_map, read_photo, unpaired
 from i2ifast.labels import PooledWindows, centre_offsets, plan
 
 SHOWN = ("label", "fake", "image")
@@ -56,6 +56,7 @@ class Settings(Classes, Options):
     plan_sizes: Sequence[tuple[int, int]] = ()  # levels of label plans that batches have made
     plan_windows: Sequence[PooledWindows] = ()  # and windows of single convolutions, in training
     plan_per_sample: bool = False  # keep the samples of a plan apart
+    one_size: bool = False  # networks take no other images than those of training
 
 
 class Files(NamedTuple):
@@ -124,7 +125,8 @@ def _celebamask(root: Path, phase: str) -> list[Files]:
     items = match(maps, (), images_in(root / "CelebA-HQ-img"))
     if not items or phase not in ("train", "val"):
         return []
-    held_out = {int(Path(line).stem) for line in (root / "val.txt").read_text().split()}
+    listing = root / "val.txt"
+    held_out = {int(Path(line).stem) for line in listing.read_text().split()} if listing.exists() else ()
     return [item for item in items if (int(item.label.stem) in held_out) == (phase == "val")]
 
 
@@ -143,8 +145,9 @@ def find(root: str | Path, phase: str, layout: str = "auto") -> list[Files]:
     coco        {phase}_label, {phase}_inst, {phase}_img, and each with _portrait
     cityscapes  gtFine/{phase}/**/*_labelIds.png, *_instanceIds.png, leftImg8bit/{phase}/**/*.png
     ade20k      **/*_{phase}_*.png labels and .jpg photographs
-    celebamask  CelebAMask-HQ-mask-anno/all_parts_except_glasses, CelebA-HQ-img, val.txt with the names of phase "val";
-                where that folder is missing, the masks of parts CelebAMask-HQ-mask-anno/*/NNNNN_<part>.png are merged
+    celebamask  CelebAMask-HQ-mask-anno/all_parts_except_glasses, CelebA-HQ-img; of phase "val" are the names in
+                val.txt, all others of "train"; where that folder is missing, the masks of parts
+                CelebAMask-HQ-mask-anno/*/NNNNN_<part>.png are merged
     deepfashion cihp_{phase}_mask, {phase}
 
     Folders of instances or photographs may be missing as a whole; for single files see `match`. `auto` takes the one
@@ -255,29 +258,46 @@ def folder(root: str | Path, phase: str, settings: Settings, seed: int = 0, trai
     return LabelDataset(find(root, phase, settings.dataset_mode), settings, train, seed)
 
 
+def maps_in(folder: Path) -> list[Path]:
+    """Label maps directly in `folder`: images but JPEGs, photographs beside them; those keep no values."""
+    return [file for file in images_in(folder) if file.suffix.lower() not in (".jpg", ".jpeg")]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
     labels: Path
     """folder of label maps"""
     instances: Path | None = None
     """folder of instance maps of the same names, for a system that takes them"""
+    images: Path | None = None
+    """folder of photographs of the same names, in whose styles to translate, for a system that takes them"""
 
     def batches(self, system: Any, size: int) -> Iterator[dict[str, Any]]:
-        """All label maps, as they are, in batches of at most `size` maps of the same height and width."""
+        """All label maps, in batches of at most `size` of the same height and width.
+
+        They are as they are, but resized for a system with networks of `one_size`.
+        """
         settings = Settings.of(system)
-        labels = images_in(self.labels)
+        labels = maps_in(self.labels)
         if not labels:
             raise ValueError(f"{self.labels}: no label maps")
         instances = images_in(self.instances) if self.instances else []
         if settings.instance and not instances:
             raise ValueError(f"this system takes instance maps, and --instances {self.instances} has none")
-        items = self._items(match(labels, instances if settings.instance else ()), settings)
+        images = [file for file in _items.images_of(self.images) if file not in labels] if self.images else []
+        items = self._items(match(labels, instances if settings.instance else (), images), settings)
         return _items.batches_by_size(items, size, lambda item: item["label"].shape)
 
     def _items(self, files: Sequence[Files], settings: Settings) -> Iterator[_items.Item]:
         for file in files:
             label = read_label(file.label, settings)
-            item = {"label": torch.from_numpy(label).long()[None], "path": file.label}
+            height, width = label.shape
+            where = Geometry((width, height), (0, 0, width, height), False)
+            if settings.one_size:
+                where = settings.place((width, height), None, file.label)
+            item = {"label": where.map(label), "path": file.label}
             if file.instance is not None:
-                item["instance"] = torch.from_numpy(read_instances(file.instance, file.label, label)).long()[None]
+                item["instance"] = where.map(read_instances(file.instance, file.label, label))
+            if file.image is not None:
+                item["image"] = where.photo(read_photo(file.image))
             yield item

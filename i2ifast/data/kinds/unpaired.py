@@ -1,4 +1,4 @@
-"""Photographs of two domains without partners: {phase}A and {phase}B."""
+"""Photographs of two domains without partners: {phase}A and {phase}B, or A and B, or content and style."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -56,9 +56,18 @@ class Unpaired(_items.Items):
 
 
 def folder(root: str | Path, phase: str, settings: Settings, seed: int = 0, train: bool = False) -> Unpaired:
-    """The photographs in `{phase}A` and `{phase}B` below `root`; FileNotFoundError where one of them has none."""
-    first, second = settings.direction.split("to")
-    found = [_items.images_of(Path(root) / f"{phase}{side}") for side in (first, second)]
+    """The photographs of `phase` below `root`, in the first of these that there is:
+
+    {phase}A, {phase}B
+    A, B                 for phase "train" alone
+    content, style       the same, as AdaIN names them
+
+    FileNotFoundError where there is none of them, or one of the two has no images.
+    """
+    root = Path(root)
+    forms = [(f"{phase}A", f"{phase}B"), *((("A", "B"), ("content", "style")) if phase == "train" else ())]
+    form = next((form for form in forms if any((root / name).is_dir() for name in form)), forms[0])
+    found = [_items.images_of(root / name) for name in (form if settings.direction == "AtoB" else form[::-1])]
     return Unpaired(*found, settings, train, seed)
 
 
