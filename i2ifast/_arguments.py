@@ -38,7 +38,8 @@ def summary(name: str) -> str:
     """A line about a system."""
     system = models.system(name)
     first = inspect.getmodule(system).__doc__.partition("\n")[0]
-    return f"{first} [{system.data}; {', '.join(system.PRESETS)}]"
+    kinds = dict.fromkeys(system.data_of(system.Config(**options)) for options in system.PRESETS.values())
+    return f"{first} [{', '.join(kinds)}; {', '.join(system.PRESETS)}]"
 
 
 def parse(args: Sequence[str]) -> Arguments:

@@ -20,7 +20,8 @@ TAKES = ("label", "instance", "image")
 UNKNOWN = 255  # in files; class `label_nc` with contain_dontcare_label
 # Cityscapes' names have these after what pairs them, outermost first.
 ENDINGS = ("_labelIds", "_instanceIds", "_leftImg8bit", "_gtFine", "_gtCoarse")
-
+# Cityscapes' names of those label maps, and the classes in them that are evaluated; the others are unknown.
+IDS, EVALUATED = "_labelIds", np.array([7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33], np.int32)
 
 Layout = Literal["auto", "coco", "ade20k", "cityscapes", "celebamask", "deepfashion"]
 
@@ -170,6 +171,7 @@ def find(root: str | Path, phase: str, layout: str = "auto") -> list[Files]:
 def read_label(path: str | Path, settings: Classes) -> np.ndarray:
     """Label map [H,W] int32, UNKNOWN being class label_nc with contain_dontcare_label.
 
+    The ids of Cityscapes become those of the 19 EVALUATED where there are as many classes, and unknown ones.
     ValueError names file, value and maximum.
     """
     return checked(read_classes(path), path, settings)
@@ -183,6 +185,9 @@ def read_classes(path: str | Path) -> np.ndarray:
 def checked(label: np.ndarray, path: str | Path, settings: Classes) -> np.ndarray:
     """See `read_label`."""
     if settings.contain_dontcare_label:
+        if settings.label_nc == len(EVALUATED) and Path(path).stem.endswith(IDS):
+            place = np.minimum(np.searchsorted(EVALUATED, label), len(EVALUATED) - 1).astype(np.int32)
+            label = np.where(EVALUATED[place] == label, place, UNKNOWN)
         label[label == UNKNOWN] = settings.label_nc
     low, high = int(label.min()), int(label.max())
     if low < 0 or high >= settings.num_classes:
