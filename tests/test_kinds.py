@@ -118,6 +118,7 @@ def test_images_are_found_in_folders_below(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="val: no such folder"):
         images.folder(tmp_path, "val", images.Settings())
     assert len(images.folder(tmp_path / "train", "train", images.Settings(**SMALL))) == 3
+    assert len(images.folder(tmp_path / "train/9.png", "train", images.Settings(**SMALL))) == 1
 
 
 def test_embeddings_of_a_photograph_and_of_none(tmp_path: Path) -> None:

@@ -140,14 +140,14 @@ def images_of(folder: Path) -> list[Path]:
 
 
 def photographs(root: str | Path, phase: str) -> list[Path]:
-    """Image files below `root`/`phase`, or below `root` for phase "train" where that folder is missing.
+    """Image files below `root`/`phase`; for phase "train", where that is missing, those below `root`, or `root` itself.
 
     FileNotFoundError where there are none.
     """
     folder = Path(root) / phase
     if phase == "train" and not folder.is_dir():
         folder = Path(root)
-    found = images_below(folder)
+    found = [folder] if folder.is_file() else images_below(folder)
     if not found:
         raise FileNotFoundError(f"{folder}: no such folder, or no images below it")
     return found
