@@ -184,6 +184,13 @@ def test_systems_of_images_train_and_make_some(tmp_path: Path, photographs: Path
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["00000.png", "00001.png", "00002.png"]
 
 
+def test_photographs_to_make_images_of(photographs: Path) -> None:
+    batches = list(images.Inputs(images=photographs / "trainA").batches(None, 2))
+    names = [path.name for path in sorted((photographs / "trainA").iterdir())]
+    assert sorted(path.name for batch in batches for path in batch["path"]) == names
+    assert all(batch["image"].shape[1:] == (3, 48, 48) for batch in batches)
+
+
 def seasons(root: Path) -> None:
     """Domains a, b, c of 2, 3 and 4 pictures, whose reds are 10, 11, 20, 21, 22, 30, ..."""
     for number, name in enumerate("abc", 1):
