@@ -257,3 +257,5 @@ def test_images_without_objects() -> None:
     assert low.min() >= 0 and (high <= torch.tensor([80, 60])).all() and side.min() >= 0.25 and side.max() <= 0.5
     with pytest.raises(ValueError, match="object_size 30: must be at least 32, and a multiple of 4"):
         tiny("init_i2i", object_size=30)
+    with pytest.raises(ValueError, match="object_size 32: 2 scales of 5 layers in the discriminators need at least 63"):
+        tiny("init_i2i", dis_n_layer=5)

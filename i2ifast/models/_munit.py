@@ -68,6 +68,14 @@ class Config:
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(values)}")
+        self.check_side("crop_image_height, crop_image_width", min(self.size))
+
+    def check_side(self, name: str, side: int) -> None:
+        """ValueError for images whose last map of the smallest scale would be empty."""
+        least = ((1 << self.dis_n_layer) - 1 << self.dis_num_scales - 1) + 1
+        if side < least:
+            scales = f"{self.dis_num_scales} scales of {self.dis_n_layer} layers"
+            raise ValueError(f"{name} {side}: {scales} in the discriminators need at least {least}")
 
     @property
     def size(self) -> tuple[int, int]:
