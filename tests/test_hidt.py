@@ -157,6 +157,7 @@ def test_files_of_hidt(tmp_path: Path) -> None:
 def test_options_that_hidt_refuses() -> None:
     for options, message in (
         ({"stage": "both"}, "stage 'both': expected one of generator, enhancer"),
+        ({"content_encoder_dim": 4}, "content_encoder_dim 4: skip connections take 5 of them"),
         ({"style_pool": 1}, "style_pool 1: a distribution takes at least 2 styles"),
         ({"stage": "enhancer"}, "crop_size 64: an enhancer learns from at least 132, for its copies to have 32 pixels"),
     ):

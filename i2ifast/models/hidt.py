@@ -19,7 +19,7 @@ from i2ifast.nn import LayerNorm
 
 from . import _system
 from ._blocks import pad_to
-from ._hidt import SHIFTS, STRIDE, Discriminator, Generator, RRDBNet
+from ._hidt import SHIFTS, SKIPPED, STRIDE, Discriminator, Generator, RRDBNet
 from ._losses import VGG19, feature_matching, least_squares, perceptual
 from ._originals import load_strictly
 from ._system import Adam, Batch, Phase
@@ -82,6 +82,8 @@ class Config:
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(values)}")
+        if self.content_encoder_dim < SKIPPED:
+            raise ValueError(f"content_encoder_dim {self.content_encoder_dim}: skip connections take {SKIPPED} of them")
         if self.style_pool < 2:
             raise ValueError(f"style_pool {self.style_pool}: a distribution takes at least 2 styles")
         if self.stage == "enhancer" and self.crop_size < LEAST * SHIFTS + SHIFTS:

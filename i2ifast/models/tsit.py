@@ -243,6 +243,8 @@ class System(spade.System):
             self.nets["G"].train(training)
 
     def stylise(self, batch: Batch) -> dict[str, Tensor]:
+        if "b" not in batch:
+            raise ValueError("tsit: no `b` in the batch; translation needs images of the style (--styles)")
         h, w = batch["a"].shape[-2:]
         padded = self.prepare({name: pad_to(batch[name], self.config.stride) for name in ("a", "b")})
         z = self.encode({"image": batch["b"]})[0] if self.config.use_vae else None

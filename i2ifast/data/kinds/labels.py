@@ -285,7 +285,7 @@ class Inputs:
         settings = Settings.of(system)
         labels = maps_in(self.labels)
         if not labels:
-            raise ValueError(f"{self.labels}: no label maps")
+            raise ValueError(f"{self.labels}: no label maps, which no JPEG is")
         instances = images_in(self.instances) if self.instances else []
         if settings.instance and not instances:
             raise ValueError(f"this system takes instance maps, and --instances {self.instances} has none")
