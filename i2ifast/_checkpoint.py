@@ -89,7 +89,13 @@ def save(
     Raises CheckpointError, with earlier checkpoints untouched, if the disk refuses or a tensor is not finite.
     """
     path = folder / f"checkpoint-{step:08d}.safetensors"
-    host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    host: dict[str, Tensor] = {}
+    written: set[int] = set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        # A module that a network has twice is written twice.
+        host[name] = value.clone() if value.data_ptr() in written else value
+        written.add(value.data_ptr())
     for name, tensor in host.items():
         if not tensor.isfinite().all():
             raise CheckpointError(f"{path}: not saved, {name} has values that are not finite")
