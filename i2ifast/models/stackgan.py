@@ -198,7 +198,7 @@ class System(TextSystem):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Weights from N(0, 0.02), scales of norms from N(1, 0.02), biases of those and linear layers zero; stage1_g."""
+        """Weights from N(0, 0.02), scales of norms N(1, 0.02), biases of those and linear layers zero; stage1_g."""
         reset(self.nets)  # biases of the last convolutions are PyTorch's
         for module in self.nets.modules():
             if isinstance(module, nn.Conv2d | nn.Linear | BatchNormAct):
