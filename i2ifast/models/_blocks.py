@@ -46,7 +46,7 @@ class ModulationConfig:
     @property
     def data_settings(self) -> dict[str, Any]:
         """Resized to 30 pixels more than the crop."""
-        return {"crop_size": self.img_size, "load_size": self.img_size + 30}
+        return {"crop_size": self.img_size, "load_size": self.img_size + 30, "one_size": not self.light}
 
     @classmethod
     def from_original(cls, options: dict[str, Any]) -> Self:

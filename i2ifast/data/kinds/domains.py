@@ -11,7 +11,7 @@ from numpy.random import Generator
 
 from i2ifast.data import _items
 from i2ifast.data._items import Options
-from i2ifast.data.pixels import images_below, natural, read_photo, to_tensor
+from i2ifast.data.pixels import images_below, natural
 
 __all__ = ["SHOWN", "Inputs", "Options", "Settings", "folder"]
 
@@ -184,7 +184,7 @@ class Inputs:
     """attributes that the translation has, for a system of attributes; it has no others"""
 
     def batches(self, system: Any, size: int) -> Iterator[dict[str, Any]]:
-        """All photographs, as they are, in batches of at most `size` of the same height and width.
+        """All photographs, see `Settings.input`, in batches of at most `size` of the same height and width.
 
         With a domain: `domain` and `reference_domain`, its number. With references: `references` [N,K,3,H,W], all
         there are, and `reference`, the first of them. With attributes: `attributes` [N,C], 1 for those named.
@@ -202,5 +202,5 @@ class Inputs:
         if self.references is not None:
             given["references"] = torch.stack([settings.photo(file) for file in _items.images_of(self.references)])
             given["reference"] = given["references"][0]
-        items = ({"image": to_tensor(read_photo(file)), "path": file, **given} for file in images)
+        items = ({"image": settings.input(file), "path": file, **given} for file in images)
         return _items.batches_by_size(items, size, lambda item: item["image"].shape)

@@ -57,7 +57,6 @@ class Settings(Classes, Options):
     plan_sizes: Sequence[tuple[int, int]] = ()  # levels of label plans that batches have made
     plan_windows: Sequence[PooledWindows] = ()  # and windows of single convolutions, in training
     plan_per_sample: bool = False  # keep the samples of a plan apart
-    one_size: bool = False  # networks take no other images than those of training
 
 
 class Files(NamedTuple):

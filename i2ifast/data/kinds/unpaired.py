@@ -8,7 +8,6 @@ from typing import Any, Literal
 from numpy.random import Generator
 
 from i2ifast.data import _items
-from i2ifast.data.pixels import read_photo, to_tensor
 
 SHOWN = ("a", "fake", "b")
 TAKES = ("a", "b")
@@ -79,13 +78,13 @@ class Inputs:
     """folder of photographs of domain b, in turn the style of the translations, for a system that takes one"""
 
     def batches(self, system: Any, size: int) -> Iterator[dict[str, Any]]:
-        """All photographs, as they are, in batches of at most `size` of the same height and width."""
+        """All photographs, see `Settings.input`, in batches of at most `size` of the same height and width."""
         settings = Settings.of(system)
         images = _items.images_of(self.images)
         styles = _items.images_of(self.styles) if self.styles else []
 
         def item(number: int, file: Path) -> _items.Item:
-            item = {"a": to_tensor(read_photo(file, settings.input_nc)), "path": file}
+            item = {"a": settings.input(file, settings.input_nc), "path": file}
             if styles:
                 item["b"] = settings.photo(styles[number % len(styles)], channels=settings.output_nc)
             return item
