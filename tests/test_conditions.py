@@ -228,4 +228,4 @@ def test_photographs_are_resized_for_networks_of_one_size(tmp_path: Path, name: 
     system = models.build(name, "tiny", **({"light": False} if name in ("nicegan", "ugatit") else {}))
     more = {"domain": "1"} if system.data == "domains" else {}
     (batch,) = kind(system.data).Inputs(images=tmp_path, **more).batches(system, 1)
-    assert system.eval().translate(batch)["fake"].isfinite().all()
+    assert batch["a" if system.data == "unpaired" else "image"].shape[-2:] == system.config.size
