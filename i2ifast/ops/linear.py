@@ -37,7 +37,8 @@ def _backward(ctx, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | N
     x, weight = ctx.saved_tensors
     need_x, need_weight, need_bias = ctx.needs_input_grad
     dx = torch.ops.i2ifast.linear(dy, weight.t(), None) if need_x else None
-    dweight = torch.ops.i2ifast.linear(dy.t(), x.t(), None) if need_weight else None
+    # oneDNN takes a hundred times as long for the transpose of a part of longer rows, as groups have.
+    dweight = torch.ops.i2ifast.linear(dy.t(), x.contiguous().t(), None) if need_weight else None
     return dx, dweight, dy.sum(0) if need_bias else None
 
 
