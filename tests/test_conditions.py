@@ -208,11 +208,14 @@ def test_label_maps_to_translate_may_lie_beside_their_photographs(tmp_path: Path
         plain(tmp_path / f"{name}.png", 3, (48, 32))
     config = SimpleNamespace(crop_size=32, label_nc=5, instance=False)
     system = SimpleNamespace(config=config, data_settings={})
-    (batch,) = labels.Inputs(labels=tmp_path, images=tmp_path).batches(system, 2)
-    assert batch["label"].unique() == 3 and shade(batch["image"][1]) == 40
     given = {"labels": tmp_path, "exemplars": tmp_path, "exemplar_labels": tmp_path}
     (batch,) = exemplars.Inputs(**given).batches(system, 2)
     assert batch["label_ref"].unique() == 3 and [shade(ref) for ref in batch["ref"]] == [20, 40]
+    plain(tmp_path / "c.jpg", 60, (48, 32), mode="RGB")  # which has no label map
+    (batch,) = labels.Inputs(labels=tmp_path, images=tmp_path).batches(system, 2)
+    assert batch["label"].unique() == 3 and shade(batch["image"][1]) == 40
+    with pytest.raises(FileNotFoundError, match="no photographs with the names of label maps"):
+        labels.Inputs(labels=tmp_path, images=plain(tmp_path / "others/c.jpg", 60).parent).batches(system, 2)
 
 
 def test_label_maps_are_resized_for_networks_of_one_size(tmp_path: Path) -> None:

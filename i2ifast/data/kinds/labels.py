@@ -289,6 +289,10 @@ class Inputs:
         if settings.instance and not instances:
             raise ValueError(f"this system takes instance maps, and --instances {self.instances} has none")
         images = [file for file in _items.images_of(self.images) if file not in labels] if self.images else []
+        others = set(unpaired(images, labels, ENDINGS))
+        images = [file for file in images if file not in others]
+        if self.images and not images:
+            raise FileNotFoundError(f"{self.images}: no photographs with the names of label maps in {self.labels}")
         items = self._items(match(labels, instances if settings.instance else (), images), settings)
         return _items.batches_by_size(items, size, lambda item: item["label"].shape)
 
