@@ -38,7 +38,8 @@ def summary(name: str) -> str:
     """A line about a system."""
     system = models.system(name)
     first = inspect.getmodule(system).__doc__.partition("\n")[0]
-    return f"{first} [{system.data}; {', '.join(system.PRESETS)}]"
+    kinds = dict.fromkeys(system.data_of(system.Config(**options)) for options in system.PRESETS.values())
+    return f"{first} [{', '.join(kinds)}; {', '.join(system.PRESETS)}]"
 
 
 def parse(args: Sequence[str]) -> Arguments:
@@ -58,6 +59,6 @@ def parse(args: Sequence[str]) -> Arguments:
             ("config", system.Config, field(default_factory=lambda: config)),
         ]
         arguments = make_dataclass("Arguments", fields, bases=(Arguments,), frozen=True, kw_only=True)
-    systems = "\n".join(f"  {name:13} {summary(name)}" for name in models.names())
+    systems = "\n".join(f"  {name:16} {summary(name)}" for name in models.names())
     description = f"{Arguments.__doc__}\n\nSystems, their data and their presets:\n\n{systems}"
     return tyro.cli(arguments, args=args, prog="python -m i2ifast.train", description=description)

@@ -68,6 +68,8 @@ def feed_noise(system: System, case: Case, prefix: str) -> Iterator[Tensor]:
 
 def prepare(system: System, batch: Batch, dense: bool) -> Batch:
     """The prepared batch; if `dense`, with dense maps that require grad, in place of a label plan."""
+    if system.data == "unpaired":  # TSIT's, which names both alike
+        batch = {"a": batch["label"], "b": batch["image"]}
     batch = system.prepare(batch)
     if dense:
         semantics = batch["semantics"]

@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from toy import HEADER, Toy, assert_same, newest, run
 
-from i2ifast import _checkpoint
+from i2ifast import _checkpoint, models
 from i2ifast._checkpoint import CheckpointError
+from i2ifast._state import State
 from i2ifast.models import Batch
 
 
@@ -33,6 +34,15 @@ def test_keeps_the_newest_two(tmp_path: Path) -> None:
 def test_keeps_as_many_as_asked(tmp_path: Path, keep: int) -> None:
     run(tmp_path, 10, save_every=2, keep=keep)
     assert [int(path.stem[-8:]) for path in _checkpoint.manifests(tmp_path)] == [10, 8, 6][:keep]
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_every_system_is_saved_and_found_again(tmp_path: Path, name: str) -> None:
+    """Those with a module under two names too."""
+    saved, found = (State(models.build(name, "tiny")) for _ in range(2))
+    _checkpoint.save(tmp_path, 1, saved.tensors(), saved.position)
+    _checkpoint.load_newest(tmp_path, found.load, print)
+    assert_same(found.tensors(), saved.tensors())
 
 
 class Graded(Toy):

@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from i2ifast import models
 from i2ifast._runlog import grid
-from i2ifast.data import _pose, procedural
+from i2ifast.data import _pose, kind, procedural
 from i2ifast.data.kinds import boxes, exemplars, labels
 from i2ifast.data.pixels import Geometry
 
@@ -172,9 +173,9 @@ def test_what_is_retrieved_has_similar_boxes_and_is_not_the_image_itself(tmp_pat
     for n, left in enumerate((2, 4, 20, 22)):
         ids = instance.copy()
         ids[4:12, left : left + 8] = 2000
-        for kind, values in (("label", np.where(ids >= 1000, 2, n % 2)), ("inst", ids)):
-            (tmp_path / f"train_{kind}").mkdir(exist_ok=True)
-            Image.fromarray(values.astype(np.uint16)).save(tmp_path / f"train_{kind}/{n}.png")
+        for name, values in (("label", np.where(ids >= 1000, 2, n % 2)), ("inst", ids)):
+            (tmp_path / f"train_{name}").mkdir(exist_ok=True)
+            Image.fromarray(values.astype(np.uint16)).save(tmp_path / f"train_{name}/{n}.png")
         plain(tmp_path / f"train_img/{n}.png", n, mode="RGB")
     settings = boxes.Settings(label_nc=3, crop_size=32, aspect_ratio=1.0, preprocess_mode="none")
     data = boxes.folder(tmp_path, "train", settings, train=True)
@@ -193,9 +194,41 @@ def test_poses_are_shown_in_colours(tmp_path: Path) -> None:
 
 
 def test_poses_to_translate(tmp_path: Path) -> None:
-    pose(tmp_path, "b", 20)
+    pose(tmp_path, "MEN/b", 20)
     system = SimpleNamespace(config=SimpleNamespace(crop_size=32, label_nc=20), data_settings={})
     given = {"labels": tmp_path / "pose", "exemplars": tmp_path / "img", "exemplar_labels": tmp_path / "pose"}
     (batch,) = exemplars.Inputs(**given).batches(system, 2)
-    assert batch["label"].shape == batch["label_ref"].shape == (1, 20, 32, 32) and batch["path"] == [Path("b.txt")]
+    assert batch["label"].shape == batch["label_ref"].shape == (1, 20, 32, 32) and batch["path"] == [Path("MEN_b.txt")]
     assert shade(batch["ref"]) == 20
+
+
+def test_label_maps_to_translate_may_lie_beside_their_photographs(tmp_path: Path) -> None:
+    for name, grey in (("a", 20), ("b", 40)):
+        plain(tmp_path / f"{name}.jpg", grey, (48, 32), mode="RGB")
+        plain(tmp_path / f"{name}.png", 3, (48, 32))
+    config = SimpleNamespace(crop_size=32, label_nc=5, instance=False)
+    system = SimpleNamespace(config=config, data_settings={})
+    given = {"labels": tmp_path, "exemplars": tmp_path, "exemplar_labels": tmp_path}
+    (batch,) = exemplars.Inputs(**given).batches(system, 2)
+    assert batch["label_ref"].unique() == 3 and [shade(ref) for ref in batch["ref"]] == [20, 40]
+    plain(tmp_path / "c.jpg", 60, (48, 32), mode="RGB")  # which has no label map
+    (batch,) = labels.Inputs(labels=tmp_path, images=tmp_path).batches(system, 2)
+    assert batch["label"].unique() == 3 and shade(batch["image"][1]) == 40
+    with pytest.raises(FileNotFoundError, match="no photographs with the names of label maps"):
+        labels.Inputs(labels=tmp_path, images=plain(tmp_path / "others/c.jpg", 60).parent).batches(system, 2)
+
+
+def test_label_maps_are_resized_for_networks_of_one_size(tmp_path: Path) -> None:
+    plain(tmp_path / "a.png", 3, (48, 32))
+    config = SimpleNamespace(crop_size=64, aspect_ratio=2.0, label_nc=5, instance=False, one_size=True)
+    (batch,) = labels.Inputs(labels=tmp_path).batches(SimpleNamespace(config=config, data_settings={}), 1)
+    assert batch["label"].shape == (1, 1, 32, 64)
+
+
+@pytest.mark.parametrize("name", ["cogan", "cvaegan", "nicegan", "ugatit"])
+def test_photographs_are_resized_for_networks_of_one_size(tmp_path: Path, name: str) -> None:
+    plain(tmp_path / "a.png", 3, (48, 32), mode="RGB")
+    system = models.build(name, "tiny", **({"light": False} if name in ("nicegan", "ugatit") else {}))
+    more = {"domain": "1"} if system.data == "domains" else {}
+    (batch,) = kind(system.data).Inputs(images=tmp_path, **more).batches(system, 1)
+    assert batch["a" if system.data == "unpaired" else "image"].shape[-2:] == system.config.size

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from i2ifast.data import procedural
-from i2ifast.data.kinds.labels import Files, LabelDataset, Options, Settings, find, folder
+from i2ifast.data.kinds.labels import Files, LabelDataset, Options, Settings, find, folder, read_label
 from i2ifast.data.loader import loader
 from i2ifast.data.pixels import images_in, pair, read_map, read_photo
 
@@ -302,6 +302,13 @@ def test_labels_out_of_range_are_named(tmp_path):
     save(tmp_path / "x.tif", np.array([[-1, 0]], np.int32))
     with pytest.raises(ValueError, match=r"x\.tif: label -1"):
         LabelDataset([Files(tmp_path / "x.tif")], Settings(label_nc=5, **options))[0]
+
+
+def test_ids_of_cityscapes_become_the_classes_that_are_evaluated(tmp_path):
+    path = save(tmp_path / "a_gtFine_labelIds.png", np.array([[0, 7, 8, 26, 29, 31, 33, 34]], np.uint8))
+    settings = Settings(label_nc=19, contain_dontcare_label=True)
+    assert read_label(path, settings).tolist() == [[19, 0, 1, 13, 19, 16, 18, 19]]
+    assert read_label(path, Settings(label_nc=35)).max() == 34
 
 
 def test_files_that_do_not_fit_are_named(tmp_path):

@@ -1,5 +1,6 @@
 """DRIT++ and DMIT: one graph for several steps, schedules, styles to translate in, files of the originals."""
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,15 @@ def test_a_shared_graph_meets_new_weights_with_old_activations():
         (found["y"] + found["given"]).backward()
         assert first.grad.item() == 2 * 30 * weight * 5 and second.grad is None
         first.grad = None
+
+
+def test_a_shared_graph_goes_with_its_outputs():
+    """Also where a function keeps its own output."""
+    with recording():
+        output = torch.ones(1, requires_grad=True).tanh()
+    kept = weakref.ref(output)
+    del output
+    assert kept() is None
 
 
 @pytest.mark.parametrize("name", NAMES)

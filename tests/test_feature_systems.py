@@ -16,7 +16,7 @@ AST = {"task": "AST", "ss": True, "n_layers_D": 3}
 
 def images(n: int = 1, size: tuple[int, int] = (128, 256)) -> Batch:
     g = torch.Generator().manual_seed(0)
-    return {name: torch.rand((n, 3, *size), generator=g) * 2 - 1 for name in ("label", "image")}
+    return {name: torch.rand((n, 3, *size), generator=g) * 2 - 1 for name in ("a", "b")}
 
 
 def style_transfer(**options: Any) -> models.System:
@@ -49,14 +49,14 @@ def test_fakes_depend_on_the_style_as_far_as_alpha_says() -> None:
     for alpha in (0.0, 0.5):
         system, batch = style_transfer(alpha=alpha), images()
         system.randn = lambda shape, like: torch.ones(shape)
-        a, b = (system.translate({**batch, "image": image})["fake"] for image in (batch["image"], -batch["image"] / 2))
+        a, b = (system.translate({**batch, "b": style})["fake"] for style in (batch["b"], -batch["b"] / 2))
         assert torch.allclose(a, b, atol=1e-6) == (alpha == 0)
 
 
 def test_the_discriminator_of_images_sees_no_content() -> None:
     system, batch = style_transfer(), images()
     discriminate = system.nets["D"]
-    a, b = (discriminate(content, batch["image"]) for content in (batch["label"], -batch["label"]))
+    a, b = (discriminate(content, batch["b"]) for content in (batch["a"], -batch["a"]))
     assert all(torch.equal(x, y) for s, t in zip(a, b, strict=True) for x, y in zip(s, t, strict=True))
 
 

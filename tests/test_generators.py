@@ -11,6 +11,7 @@ from test_models import check_phases, tiny
 from torch import Tensor, nn
 from toy import assert_same
 
+from i2ifast import data
 from i2ifast._state import State
 from i2ifast.models import Batch, System
 from i2ifast.models._progan import with_deviations
@@ -258,6 +259,23 @@ def test_the_second_stage_takes_the_first(tmp_path: Path) -> None:
     torch.save(first.nets["G"].state_dict(), tmp_path / "netG_epoch_600.pth")
     second.load_original(tmp_path)
     assert_same(second.nets["G"].STAGE1_G.state_dict(), first.nets["G"].state_dict())
+    state = {f"nets.{key}": value for key, value in first.nets.state_dict().items()}
+    save_file(state, tmp_path / "checkpoint.safetensors")
+    for name in ("netG_epoch_600.pth", "checkpoint.safetensors"):
+        begun = tiny("stackgan", stage=2, stage1_g=str(tmp_path / name))
+        assert_same(begun.nets["G"].STAGE1_G.state_dict(), first.nets["G"].state_dict())
+
+
+def test_generators_of_nothing_but_noise_take_photographs() -> None:
+    for name, options, kind in (
+        ("progan", {}, "images"),
+        ("progan", {"official": True, "label_size": 2}, "domains"),
+        ("stackgan2", {"b_condition": False}, "images"),
+        ("stackgan2", {}, "embeddings"),
+    ):
+        system = tiny(name, **options)
+        assert system.data == system.data_of(system.config) == kind
+        assert data.kind(kind).Settings.of(system).crop_size == system.config.size[1]
 
 
 @pytest.mark.parametrize(

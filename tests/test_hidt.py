@@ -157,6 +157,7 @@ def test_files_of_hidt(tmp_path: Path) -> None:
 def test_options_that_hidt_refuses() -> None:
     for options, message in (
         ({"stage": "both"}, "stage 'both': expected one of generator, enhancer"),
+        ({"content_encoder_dim": 4}, "content_encoder_dim 4: skip connections take 5 of them"),
         ({"style_pool": 1}, "style_pool 1: a distribution takes at least 2 styles"),
         ({"stage": "enhancer"}, "crop_size 64: an enhancer learns from at least 132, for its copies to have 32 pixels"),
     ):
@@ -257,3 +258,5 @@ def test_images_without_objects() -> None:
     assert low.min() >= 0 and (high <= torch.tensor([80, 60])).all() and side.min() >= 0.25 and side.max() <= 0.5
     with pytest.raises(ValueError, match="object_size 30: must be at least 32, and a multiple of 4"):
         tiny("init_i2i", object_size=30)
+    with pytest.raises(ValueError, match="object_size 32: 2 scales of 5 layers in the discriminators need at least 63"):
+        tiny("init_i2i", dis_n_layer=5)

@@ -66,7 +66,18 @@ def test_unpaired_partners_are_drawn_in_training_only(tmp_path: Path) -> None:
         unpaired.folder(tmp_path, "val", unpaired.Settings())
 
 
-@pytest.mark.parametrize("form", ["trainA", "train_A", "A/train", "train"])
+@pytest.mark.parametrize("names", [("A", "B"), ("content", "style")])
+def test_unpaired_folders_without_phase_are_to_learn_from(tmp_path: Path, names: tuple[str, str]) -> None:
+    for value, name in enumerate(names):
+        save(tmp_path / name / "x.png", (value, 0, 0))
+    for direction, colours in {"AtoB": (0, 1), "BtoA": (1, 0)}.items():
+        (item,) = unpaired.folder(tmp_path, "train", unpaired.Settings(**SMALL, direction=direction))
+        assert (red(item["a"]), red(item["b"])) == colours
+    with pytest.raises(FileNotFoundError, match="valA: no such folder"):
+        unpaired.folder(tmp_path, "val", unpaired.Settings())
+
+
+@pytest.mark.parametrize("form", ["trainA", "train_A", "A/train", "A", "train"])
 def test_pairs_in_every_layout(tmp_path: Path, form: str) -> None:
     if form == "train":
         save(tmp_path / "train/x.png", (7, 0, 0), (80, 30), right=(9, 0, 0))
@@ -106,6 +117,8 @@ def test_images_are_found_in_folders_below(tmp_path: Path) -> None:
     assert [data[i]["path"].removeprefix(f"{tmp_path}/train/") for i in range(3)] == ["9.png", "10.png", "more/1.png"]
     with pytest.raises(FileNotFoundError, match="val: no such folder"):
         images.folder(tmp_path, "val", images.Settings())
+    assert len(images.folder(tmp_path / "train", "train", images.Settings(**SMALL))) == 3
+    assert len(images.folder(tmp_path / "train/9.png", "train", images.Settings(**SMALL))) == 1
 
 
 def test_embeddings_of_a_photograph_and_of_none(tmp_path: Path) -> None:
@@ -169,6 +182,13 @@ def test_systems_of_images_train_and_make_some(tmp_path: Path, photographs: Path
         ["--weights", str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--count", "3", "--batch-size=2"]
     )
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["00000.png", "00001.png", "00002.png"]
+
+
+def test_photographs_to_make_images_of(photographs: Path) -> None:
+    batches = list(images.Inputs(images=photographs / "trainA").batches(None, 2))
+    names = [path.name for path in sorted((photographs / "trainA").iterdir())]
+    assert sorted(path.name for batch in batches for path in batch["path"]) == names
+    assert all(batch["image"].shape[1:] == (3, 48, 48) for batch in batches)
 
 
 def seasons(root: Path) -> None:

@@ -100,6 +100,8 @@ def test_errors_name_what_was_given():
         ({"instance": True}, "instance True: netG deepfashion has only False"),
         ({"netG": "Cityscapes"}, "instance False: netG Cityscapes has only True"),
         ({"use_vae": False}, "use_vae False"),
+        ({"ngf": 3, "group_nums": (1, 1, 1, 1, 1, 7, 1)}, r"up_2 has 12 and 6 channels for 7 groups"),
+        ({"encoder_ndf": 12, "label_nc": 8}, "encoder_ndf 12: expected a multiple of the 8 classes"),
         ({"group_nums": (1, 2)}, r"group_nums \(1, 2\): expected one for each of head_0"),
     ):
         with pytest.raises(ValueError, match=message):

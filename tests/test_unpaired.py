@@ -123,6 +123,8 @@ def test_sizes_without_light(name):
 def test_options_that_munit_refuses():
     with pytest.raises(ValueError, match="dis_gan_type 'wgan': expected one of lsgan, nsgan"):
         tiny("munit", dis_gan_type="wgan")
+    with pytest.raises(ValueError, match="60: 3 scales of 4 layers in the discriminators need at least 61"):
+        tiny("munit", crop_image_width=60, dis_num_scales=3, dis_n_layer=4)
     config = type(tiny("munit")).Config
     with pytest.raises(ValueError, match="dis_norm 'sn': only 'none' is supported"):
         config.from_original({"gen": {}, "dis": {"norm": "sn"}})

@@ -167,6 +167,8 @@ def test_bad_options_and_labels_are_refused():
         tiny(norm="layer")
     with pytest.raises(ValueError, match="n_frames_G 1, n_frames_D 2: expected at least 2"):
         tiny(n_frames_G=1)
+    with pytest.raises(ValueError, match="labels are 0 to 11; fg False does without"):
+        tiny(fg=True)
     options = {"no_flow": True, "no_first_img": False, "no_ganFeat": False, "label_nc": 7}
     config = models.system("vid2vid").Config.from_original(options)
     assert (config.flow, config.first_img, config.ganFeat, config.label_nc) == (False, True, True, 7)

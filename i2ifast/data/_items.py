@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ._cache import Cache
-from .pixels import Geometry, Photo, Preprocess, geometry, images_below, images_in, read_photo
+from .pixels import Geometry, Photo, Preprocess, geometry, images_below, images_in, read_photo, to_tensor
 
 Item = dict[str, Any]
 Role = Literal["photograph", "label map", "instance map", "mask"]
@@ -37,6 +37,7 @@ class Settings(Options):
 
     crop_size: int = 256  # width of the items, see `pixels.geometry`
     aspect_ratio: float = 1.0  # width / height, for `fixed`
+    one_size: bool = False  # networks take no other images than those of training
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Preprocess):
@@ -77,6 +78,10 @@ class Settings(Options):
         """A photograph placed by itself as outside training, [channels,H,W] float32 in [-1, 1]."""
         image = read_photo(file, channels)
         return self.place(image.size, None, file).photo(image)
+
+    def input(self, file: Path, channels: int = 3) -> Tensor:
+        """A photograph to translate, as it is; for networks of `one_size` see `photo`."""
+        return self.photo(file, channels) if self.one_size else to_tensor(read_photo(file, channels))
 
 
 class Items(Dataset):
@@ -134,11 +139,25 @@ class Items(Dataset):
         return stack(items)
 
 
-def images_of(folder: Path, below: bool = False) -> list[Path]:
-    """Image files directly in `folder`, or anywhere below it, in natural order; FileNotFoundError if there are none."""
-    found = images_below(folder) if below else images_in(folder)
+def images_of(folder: Path) -> list[Path]:
+    """Image files directly in `folder`, in natural order; FileNotFoundError if there are none."""
+    found = images_in(folder)
     if not found:
-        raise FileNotFoundError(f"{folder}: no such folder, or no images {'below' if below else 'in'} it")
+        raise FileNotFoundError(f"{folder}: no such folder, or no images in it")
+    return found
+
+
+def photographs(root: str | Path, phase: str) -> list[Path]:
+    """Image files below `root`/`phase`; for phase "train", where that is missing, those below `root`, or `root` itself.
+
+    FileNotFoundError where there are none.
+    """
+    folder = Path(root) / phase
+    if phase == "train" and not folder.is_dir():
+        folder = Path(root)
+    found = [folder] if folder.is_file() else images_below(folder)
+    if not found:
+        raise FileNotFoundError(f"{folder}: no such folder, or no images below it")
     return found
 
 

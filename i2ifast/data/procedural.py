@@ -190,5 +190,5 @@ class Arguments:
 if __name__ == "__main__":
     import tyro
 
-    arguments = tyro.cli(Arguments)
+    arguments = tyro.cli(Arguments, prog="python -m i2ifast.data.procedural")
     write(arguments.out, arguments.count, arguments.size, arguments.seed, arguments.kind)

@@ -130,7 +130,8 @@ class ModulationSystem(_system.System):
     @property
     def data_settings(self) -> dict[str, Any]:
         """Resized to 30 pixels more than the crop."""
-        return {"crop_size": self.config.img_size, "load_size": self.config.img_size + 30}
+        side = self.config.img_size
+        return {"crop_size": side, "load_size": side + 30, "one_size": not self.config.light}
 
     def rate(self, step: int) -> float:
         """1 in the first half of the iterations, then a line to 0 in the last one; always 1 without decay_flag."""

@@ -61,6 +61,14 @@ class Config:
     def __post_init__(self) -> None:
         check_choices(self, gen_activ=ACTIVATIONS, gen_pad_type=PADDINGS, dis_pad_type=PADDINGS)
         check_choices(self, dis_gan_type=GAN_LOSSES)
+        self.check_side("crop_image_height, crop_image_width", min(self.size))
+
+    def check_side(self, name: str, side: int) -> None:
+        """ValueError for images whose last map of the smallest scale would be empty."""
+        least = ((1 << self.dis_n_layer) - 1 << self.dis_num_scales - 1) + 1
+        if side < least:
+            scales = f"{self.dis_num_scales} scales of {self.dis_n_layer} layers"
+            raise ValueError(f"{name} {side}: {scales} in the discriminators need at least {least}")
 
     @property
     def size(self) -> tuple[int, int]:

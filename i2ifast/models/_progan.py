@@ -45,6 +45,10 @@ class Config:
             raise ValueError(f"label_size {self.label_size}: only with official")
 
     @property
+    def data(self) -> str:
+        return "domains" if self.label_size else "images"
+
+    @property
     def levels(self) -> int:
         """How often images double."""
         return len(self.depthOtherScales)

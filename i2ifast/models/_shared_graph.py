@@ -14,7 +14,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 def recording() -> saved_tensors_hooks:
     """A block in which graphs are made that outlive changes of parameters: what hooks keep has no version."""
-    return saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+    # Without detach an output that its own function keeps would hold that function, and be held by it, for ever.
+    return saved_tensors_hooks(Tensor.detach, lambda tensor: tensor)
 
 
 class _Through(torch.autograd.Function):

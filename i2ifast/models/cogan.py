@@ -126,7 +126,7 @@ class System(_system.System):
     @property
     def data_settings(self) -> dict[str, Any]:
         """As they are."""
-        return {"crop_size": SIZE, "preprocess_mode": "fixed", "flip": False}
+        return {"crop_size": SIZE, "preprocess_mode": "fixed", "flip": False, "one_size": True}
 
     def init_weights(self) -> None:
         """Xavier uniform with gain sqrt(2), biases 0.1."""

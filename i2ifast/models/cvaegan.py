@@ -137,7 +137,7 @@ class System(_system.System):
     def data_settings(self) -> dict[str, Any]:
         """Resized, and neither cropped nor mirrored."""
         domains = {"num_domains": self.config.n_classes, "num_references": 0}
-        return {"crop_size": SIZE, "preprocess_mode": "fixed", "flip": False, **domains}
+        return {"crop_size": SIZE, "preprocess_mode": "fixed", "flip": False, "one_size": True, **domains}
 
     def init_weights(self) -> None:
         """As PyTorch's layers do."""

@@ -19,7 +19,7 @@ from i2ifast.nn import LayerNorm
 from . import _system
 from ._blocks import pad_to
 from ._config import Cropped, check_choices
-from ._hidt import SHIFTS, STRIDE, Discriminator, Generator, RRDBNet
+from ._hidt import SHIFTS, SKIPPED, STRIDE, Discriminator, Generator, RRDBNet
 from ._losses import VGG19, feature_matching, least_squares, perceptual
 from ._originals import flattened, load_strictly, named
 from ._system import Adam, Batch, Phase
@@ -79,6 +79,8 @@ class Config(Cropped):
 
     def __post_init__(self) -> None:
         check_choices(self, enhancement=("generator", "fullconv"), stage=("generator", "enhancer"))
+        if self.content_encoder_dim < SKIPPED:
+            raise ValueError(f"content_encoder_dim {self.content_encoder_dim}: skip connections take {SKIPPED} of them")
         if self.style_pool < 2:
             raise ValueError(f"style_pool {self.style_pool}: a distribution takes at least 2 styles")
         if self.stage == "enhancer" and self.crop_size < LEAST * SHIFTS + SHIFTS:

@@ -45,6 +45,7 @@ class Config(munit.Config):
             raise ValueError(
                 f"object_size {self.object_size}: must be at least 32, and a multiple of {1 << self.gen_n_downsample}"
             )
+        self.check_side("object_size", self.object_size)
 
 
 # fmt: off

@@ -45,7 +45,7 @@ class System(_system.System):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.data = config, config.data
         self.nets["G"], self.nets["D"] = Generator(config), Discriminator(config)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.reduce: Callable[[Tensor], Tensor] = torch.mean if config.official else torch.sum
@@ -57,9 +57,10 @@ class System(_system.System):
 
     @property
     def data_settings(self) -> dict[str, Any]:
-        """The shorter side to the size of images, then a crop."""
-        side = self.config.size[0]
-        return {"crop_size": side, "load_size": side, "preprocess_mode": "scale_shortside_and_crop"}
+        """The shorter side to the size of images, then a crop; domains are classes."""
+        side, count = self.config.size[0], self.config.label_size
+        classes = {"num_domains": count, "num_references": 0} if count else {}
+        return {"crop_size": side, "load_size": side, "preprocess_mode": "scale_shortside_and_crop", **classes}
 
     def init_weights(self) -> None:
         """Standard normal weights, zero biases; the layers scale them."""

@@ -56,6 +56,16 @@ class Config(spade.Config):
         self.encoder_ndf = self.encoder_ndf or ENCODER_NDF[self.netG]
         if len(self.group_nums) != len(BLOCKS):
             raise ValueError(f"group_nums {self.group_nums}: expected one for each of {', '.join(BLOCKS)}")
+        for name, groups, *channels in zip(BLOCKS, self.group_nums, self.widths, self.widths[1:], strict=False):
+            if any(count % groups for count in channels):
+                given = f"ngf {self.ngf}, group_nums {self.group_nums}"
+                raise ValueError(f"{given}: {name} has {channels[0]} and {channels[1]} channels for {groups} groups")
+        if self.encoder_ndf % self.num_classes:
+            raise ValueError(f"encoder_ndf {self.encoder_ndf}: expected a multiple of the {self.num_classes} classes")
+
+    @property
+    def one_size(self) -> bool:
+        return False  # styles are maps
 
     @property
     def published_groups(self) -> tuple[int, ...]:

@@ -70,7 +70,7 @@ class Config(Cropped):
         if any(side % self.stride or not side for side in self.size):
             size = f"{self.size[1]}x{self.size[0]} (crop_size {self.crop_size}, aspect_ratio {self.aspect_ratio})"
             raise ValueError(f"images of {size} pixels: both sides must be multiples of {self.stride}")
-        if self.use_vae and self.crop_size < 256:
+        if self.one_size and self.crop_size < 256:
             raise ValueError(f"crop_size {self.crop_size}: use_vae needs at least 256, the encoder's resolution")
 
     @property
@@ -87,6 +87,11 @@ class Config(Cropped):
     def stride(self) -> int:
         """Pixels per side of the generator's first map."""
         return 2 ** UPSAMPLINGS[self.num_upsampling_layers]
+
+    @property
+    def one_size(self) -> bool:
+        """Whether the generator makes images of that size only: its first map is made of a style."""
+        return self.use_vae
 
     @property
     def latent(self) -> tuple[int, int]:

@@ -1,16 +1,18 @@
 """StackGAN: images of an embedding of text, first small, then drawn again four times as large.
 
-The second stage goes on from a trained first one.
+The second stage goes on from a trained first one, which stage1_g names.
 Zhang, Xu, Li, Zhang, Wang, Huang, Metaxas. StackGAN: Text to Photo-realistic Image Synthesis with Stacked Generative
 Adversarial Networks. ICCV 2017.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from i2ifast.nn import BatchNormAct, UpsampleConv2d
@@ -34,6 +36,7 @@ class Config:
     gf_dim: int = 128
     df_dim: int = 64
     stage1_gf_dim: int = 128  # gf_dim of the first stage, for the second
+    stage1_g: str = ""  # weights of that one: a file of the original, or a .safetensors checkpoint
     r_num: int = 4  # residual blocks of the second stage
     kl: float = 2.0
     generator_lr: float = 2e-4
@@ -43,6 +46,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.stage not in (1, 2):
             raise ValueError(f"stage {self.stage}: expected 1 or 2")
+        if self.stage1_g and self.stage == 1:
+            raise ValueError(f"stage1_g {self.stage1_g}: is for stage 2")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -193,13 +198,21 @@ class System(TextSystem):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Weights from N(0, 0.02), scales of norms from N(1, 0.02), biases of norms and linear layers zero."""
+        """Weights from N(0, 0.02), scales of norms N(1, 0.02), biases of those and linear layers zero; stage1_g."""
         reset(self.nets)  # biases of the last convolutions are PyTorch's
         for module in self.nets.modules():
             if isinstance(module, nn.Conv2d | nn.Linear | BatchNormAct):
                 nn.init.normal_(module.weight, float(isinstance(module, BatchNormAct)), 0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
+        path = self.config.stage1_g
+        if path.endswith(".safetensors"):
+            state = {key.removeprefix("nets.G."): t for key, t in load_file(path).items() if key.startswith("nets.G.")}
+            load_strictly(self.nets["G"].STAGE1_G, state, Path(path))
+        elif path:
+            self.load_original(path)
+        elif self.config.stage == 2:
+            logging.getLogger(__name__).warning("stackgan: stage1_g names no file, so the first stage is untrained")
 
     def decay(self, epoch: int) -> float:
         return 0.5 ** ((epoch - 1) // self.config.lr_decay_epoch)

@@ -47,6 +47,10 @@ class Config:
             raise ValueError(f"branch_num {self.branch_num}: expected 1 to 4")
 
     @property
+    def data(self) -> str:
+        return "embeddings" if self.b_condition else "images"
+
+    @property
     def sides(self) -> list[int]:
         """Pixels per side of each branch."""
         return [BASE << i for i in range(self.branch_num)]
@@ -224,7 +228,7 @@ class System(TextSystem):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.data = config, config.data
         self.nets["G"] = Generator(config)
         adam, g_adam = (Adam(lr, (0.5, 0.999)) for lr in (config.discriminator_lr, config.generator_lr))
         self.phases = []

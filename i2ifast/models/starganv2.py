@@ -153,7 +153,7 @@ class System(_system.System):
             return None
         if "fan" not in self.fixed:
             raise ValueError(
-                f"w_hpf {self.config.w_hpf}: fan_weights must name a file of the landmark network, see Config"
+                f"w_hpf {self.config.w_hpf}: fan_weights must name a file of the landmark network; w_hpf 0 does without"
             )
         with torch.no_grad():
             fan = self.fixed["fan"].eval()  # in training too

@@ -54,6 +54,10 @@ class Config(spade.Config):
         return self.task == "SIS"
 
     @property
+    def data(self) -> str:
+        return "labels" if self.labelled else "unpaired"
+
+    @property
     def semantic_nc(self) -> int:
         return self.num_classes + self.instance if self.labelled else 3
 
@@ -198,7 +202,7 @@ class MultiscaleDiscriminator(spade.MultiscaleDiscriminator):
 class System(spade.System):
     """Generator, discriminator and, with use_vae, encoder; one generator step, then one discriminator step.
 
-    Batches of AST and MMIS have the content as `label` and the style as `image`, both [N,3,H,W] in [-1, 1].
+    Batches of AST and MMIS are unpaired: contents `a` and styles `b`, [N,3,H,W] in [-1, 1].
     """
 
     plan_sizes = ()  # windows of one convolution, no tables
@@ -208,10 +212,14 @@ class System(spade.System):
     Generator = TSITGenerator
     Discriminator = MultiscaleDiscriminator
 
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.data = config.data
+
     def prepare(self, batch: Batch) -> Batch:
-        if self.config.labelled or "semantics" in batch:
+        if self.config.labelled:
             return super().prepare(batch)
-        return {**batch, "semantics": batch["label"]}
+        return {**batch, "semantics": batch["a"], "image": batch["b"]}
 
     def generate(self, batch: Batch, z: Tensor | None) -> Tensor:
         content = batch["semantics"]
@@ -226,7 +234,7 @@ class System(spade.System):
 
     @torch.no_grad()
     def translate(self, batch: Batch) -> dict[str, Tensor]:
-        """{"fake": [N,3,H,W]}: for AST and MMIS the content `label` of any size, in the style of `image`."""
+        """{"fake": [N,3,H,W]}: for AST and MMIS the contents `a` of any size, in the styles of `b`."""
         training = self.nets["G"].training
         self.nets["G"].train(training or self.config.batch_statistics)
         try:
@@ -235,7 +243,9 @@ class System(spade.System):
             self.nets["G"].train(training)
 
     def stylise(self, batch: Batch) -> dict[str, Tensor]:
-        h, w = batch["label"].shape[-2:]
-        padded = {name: pad_to(batch[name], self.config.stride) for name in ("label", "image")}
-        z = self.encode(batch)[0] if self.config.use_vae else None
-        return {"fake": self.generate(self.prepare(padded), z)[..., :h, :w]}
+        if "b" not in batch:
+            raise ValueError("tsit: no `b` in the batch; translation needs images of the style (--styles)")
+        h, w = batch["a"].shape[-2:]
+        padded = self.prepare({name: pad_to(batch[name], self.config.stride) for name in ("a", "b")})
+        z = self.encode({"image": batch["b"]})[0] if self.config.use_vae else None
+        return {"fake": self.generate(padded, z)[..., :h, :w]}

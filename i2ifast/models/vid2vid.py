@@ -65,6 +65,8 @@ class Config:
         check_choices(self, norm=NORMS)
         if self.n_frames_G < 2 or self.n_frames_D < 2:
             raise ValueError(f"n_frames_G {self.n_frames_G}, n_frames_D {self.n_frames_D}: expected at least 2 frames")
+        if self.fg and max(self.fg_labels) >= self.label_nc:
+            raise ValueError(f"fg_labels {self.fg_labels}: labels are 0 to {self.label_nc - 1}; fg False does without")
 
     @property
     def semantic_nc(self) -> int:

@@ -11,7 +11,7 @@ from numpy.random import Generator
 
 from i2ifast.data import _items
 from i2ifast.data._items import Options
-from i2ifast.data.pixels import images_below, natural, read_photo, to_tensor
+from i2ifast.data.pixels import images_below, natural
 
 __all__ = ["SHOWN", "Inputs", "Options", "Settings", "folder"]
 
@@ -239,7 +239,7 @@ class Inputs:
     """attributes that the translation has, for a system of attributes; it has no others"""
 
     def batches(self, system: Any, size: int) -> Iterator[dict[str, Any]]:
-        """All photographs, as they are, in batches of at most `size` of the same height and width.
+        """All photographs, see `Settings.input`, in batches of at most `size` of the same height and width.
 
         Where images are generated, `count` empty ones, of random domains if none is given.
         With a domain: `domain` and `reference_domain`, its number. With references: `references` [N,K,3,H,W], all
@@ -269,5 +269,5 @@ class Inputs:
             items = ({"image": torch.empty(0), "path": Path(f"{number:05d}"), **given} for number in range(self.count))
         else:
             images = _items.images_of(self.images)
-            items = ({"image": to_tensor(read_photo(file)), "path": file, **given} for file in images)
+            items = ({"image": settings.input(file), "path": file, **given} for file in images)
         return _items.batches_by_size(items, size, lambda item: item["image"].shape)

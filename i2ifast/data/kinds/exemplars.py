@@ -18,10 +18,12 @@ from i2ifast.data import _items, _parts, _pose
 from i2ifast.data._cache import Cache
 from i2ifast.data.kinds import labels
 from i2ifast.data.kinds.labels import Classes, Files, read_label
-from i2ifast.data.pixels import Geometry, natural, pair, read_map, read_photo
+from i2ifast.data.pixels import Geometry, images_below, natural, pair, read_map, read_photo
 
 SHOWN = ("label", "ref", "fake", "image")
 TAKES = ("label", "ref", "label_ref")
+
+POSE = "_candidate.txt"  # the joints that OpenPose finds; which of them are of a person is in *_subset.txt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +138,8 @@ def _named(files: Sequence[Files]) -> dict[str, Files]:
 def _poses(root: Path, phase: str) -> tuple[dict[str, Files], dict[str, Files]]:
     """pose/**/*_candidate.txt and *_subset.txt with img/**; {phase}.txt, or all that val.txt does not name."""
     pool = {}
-    for file in sorted((root / "pose").rglob("*_candidate.txt")):
-        stem = file.relative_to(root / "pose").as_posix().removesuffix("_candidate.txt")
+    for file in sorted((root / "pose").rglob(f"*{POSE}")):
+        stem = file.relative_to(root / "pose").as_posix().removesuffix(POSE)
         images = [image for end in (".jpg", ".png") if (image := root / "img" / f"{stem}{end}").exists()]
         if not images:
             raise FileNotFoundError(f"{file}: no photograph img/{stem}.jpg")
@@ -203,9 +205,7 @@ class Inputs:
         Exemplars are resized to the size of the label map.
         """
         settings, conditions = Settings.of(system), conditions_of(self.labels)
-        photos = _items.images_of(self.exemplars)
-        of_photos = pair(photos, conditions_of(self.exemplar_labels), ("_candidate",))
-        exemplars = [Files(label, image=photo) for label, photo in zip(of_photos, photos, strict=True)]
+        exemplars = self._exemplars()
 
         def item(number: int, file: Path) -> _items.Item:
             exemplar = exemplars[number % len(exemplars)]
@@ -218,13 +218,28 @@ class Inputs:
                 "label": read_condition(Files(file), settings, (width, height), whole),
                 "label_ref": read_condition(exemplar, settings, ref.size, whole),
                 "ref": whole.photo(ref),
-                "path": Path(file.name.replace("_candidate", "")),
+                "path": Path("_".join(file.relative_to(self.labels).parts).replace(POSE, ".txt")),
             }
 
         items = (item(number, file) for number, file in enumerate(conditions))
         return _items.batches_by_size(items, size, lambda item: item["label"].shape)
 
+    def _exemplars(self) -> list[Files]:
+        conditions = conditions_of(self.exemplar_labels)
+        photos = [file for file in images_below(self.exemplars) if file not in conditions]
+        if not photos:
+            raise FileNotFoundError(f"{self.exemplars}: no such folder, or no images below it")
+        if conditions[0].suffix == ".txt":
+            names = [photo.relative_to(self.exemplars).with_suffix("") for photo in photos]
+            conditions = [self.exemplar_labels / f"{name}{POSE}" for name in names]
+        else:
+            conditions = pair(photos, conditions)
+        return [Files(condition, image=photo) for condition, photo in zip(conditions, photos, strict=True)]
+
 
 def conditions_of(folder: Path) -> list[Path]:
-    """The poses directly in `folder`, or else its label maps; FileNotFoundError where there are none."""
-    return sorted(folder.glob("*_candidate.txt"), key=natural) or _items.images_of(folder)
+    """The poses below `folder`, or else the label maps in it; FileNotFoundError where there are none."""
+    found = sorted(folder.rglob(f"*{POSE}"), key=natural) or labels.maps_in(folder)
+    if not found:
+        raise FileNotFoundError(f"{folder}: no such folder, or no poses or label maps in it")
+    return found

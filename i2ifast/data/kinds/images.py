@@ -1,4 +1,4 @@
-"""Photographs: those in {phase}, folders in it included."""
+"""Photographs: those in {phase}, or below the root; folders in it included."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from numpy.random import Generator
 
 from i2ifast.data import _items
 from i2ifast.data._items import Options, Settings
+from i2ifast.data.pixels import read_photo, to_tensor
 
 __all__ = ["SHOWN", "Inputs", "Options", "Settings", "folder"]
 
@@ -28,18 +29,26 @@ class Images(_items.Items):
 
 
 def folder(root: str | Path, phase: str, settings: Settings, seed: int = 0, train: bool = False) -> Images:
-    """The photographs below `root`/`phase`; FileNotFoundError where there are none."""
-    return Images(_items.images_of(Path(root) / phase, below=True), settings, train, seed)
+    """The photographs of `phase`, see `_items.photographs`."""
+    return Images(_items.photographs(root, phase), settings, train, seed)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
+    images: Path | None = None
+    """folder of photographs, for a system that makes images of their features"""
     count: int = 16
-    """images to make"""
+    """images to make without them"""
 
     def batches(self, system: Any, size: int) -> Iterator[dict[str, Any]]:
-        """Names of images, in batches of at most `size`; their number is that of `image`, which is empty."""
+        """All photographs, as they are, in batches of at most `size` of the same height and width.
+
+        Without them names of images; the number of `image`, which is empty, is theirs.
+        """
+        if self.images:
+            files = _items.images_of(self.images)
+            items = ({"image": to_tensor(read_photo(file)), "path": file} for file in files)
+            return _items.batches_by_size(items, size, lambda item: item["image"].shape)
         names = [Path(f"{number:05d}") for number in range(self.count)]
-        for start in range(0, self.count, size):
-            paths = names[start : start + size]
-            yield {"image": torch.empty(len(paths), 0), "path": paths}
+        groups = (names[start : start + size] for start in range(0, self.count, size))
+        return ({"image": torch.empty(len(paths), 0), "path": paths} for paths in groups)

@@ -1,4 +1,4 @@
-"""Photographs with holes: those in {phase}, and masks of {phase}_mask, of any folder, or drawn."""
+"""Photographs with holes: those in {phase}, or below the root, and masks of {phase}_mask, of any folder, or drawn."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -106,8 +106,8 @@ DRAWN = {"strokes": strokes, "rectangle": rectangle}
 
 
 def folder(root: str | Path, phase: str, settings: Settings, seed: int = 0, train: bool = False) -> Inpainting:
-    """The photographs below `root`/`phase`; FileNotFoundError where there are none, or no masks in the folder named."""
-    files = _items.images_of(Path(root) / phase, below=True)
+    """The photographs of `phase`, see `_items.photographs`; FileNotFoundError for no masks in the folder named."""
+    files = _items.photographs(root, phase)
     masks = images_below(settings.masks or Path(root) / f"{phase}_mask")
     if settings.masks and not masks:
         raise FileNotFoundError(f"{settings.masks}: no such folder, or no masks below it")

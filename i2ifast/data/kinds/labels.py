@@ -12,7 +12,7 @@ from numpy.random import Generator
 
 from i2ifast.data import _items, _parts
 from i2ifast.data._cache import Cache
-from i2ifast.data.pixels import images_in, natural, pair, read_map, unpaired
+from i2ifast.data.pixels import Geometry, images_in, natural, pair, read_map, read_photo, unpaired
 from i2ifast.labels import PooledWindows, centre_offsets, plan
 
 SHOWN = ("label", "fake", "image")
@@ -21,7 +21,8 @@ TAKES = ("label", "instance", "image")
 UNKNOWN = 255  # in files; class `label_nc` with contain_dontcare_label
 # Cityscapes' names have these after what pairs them, outermost first.
 ENDINGS = ("_labelIds", "_instanceIds", "_leftImg8bit", "_disparity", "_gtFine", "_gtCoarse")
-
+# Cityscapes' names of those label maps, and the classes in them that are evaluated; the others are unknown.
+IDS, EVALUATED = "_labelIds", np.array([7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33], np.int32)
 
 Layout = Literal["auto", "coco", "ade20k", "cityscapes", "celebamask", "deepfashion"]
 
@@ -126,7 +127,8 @@ def _celebamask(root: Path, phase: str) -> list[Files]:
     items = match(maps, (), images_in(root / "CelebA-HQ-img"))
     if not items or phase not in ("train", "val"):
         return []
-    held_out = {int(Path(line).stem) for line in (root / "val.txt").read_text().split()}
+    listing = root / "val.txt"
+    held_out = {int(Path(line).stem) for line in listing.read_text().split()} if listing.exists() else ()
     return [item for item in items if (int(item.label.stem) in held_out) == (phase == "val")]
 
 
@@ -145,8 +147,9 @@ def find(root: str | Path, phase: str, layout: str = "auto") -> list[Files]:
     coco        {phase}_label, {phase}_inst, {phase}_img, and each with _portrait
     cityscapes  gtFine/{phase}/**/*_labelIds.png, *_instanceIds.png, leftImg8bit/{phase}/**/*.png
     ade20k      **/*_{phase}_*.png labels and .jpg photographs
-    celebamask  CelebAMask-HQ-mask-anno/all_parts_except_glasses, CelebA-HQ-img, val.txt with the names of phase "val";
-                where that folder is missing, the masks of parts CelebAMask-HQ-mask-anno/*/NNNNN_<part>.png are merged
+    celebamask  CelebAMask-HQ-mask-anno/all_parts_except_glasses, CelebA-HQ-img; of phase "val" are the names in
+                val.txt, all others of "train"; where that folder is missing, the masks of parts
+                CelebAMask-HQ-mask-anno/*/NNNNN_<part>.png are merged
     deepfashion cihp_{phase}_mask, {phase}
 
     Folders of instances or photographs may be missing as a whole; for single files see `match`. `auto` takes the one
@@ -169,6 +172,7 @@ def find(root: str | Path, phase: str, layout: str = "auto") -> list[Files]:
 def read_label(path: str | Path, settings: Classes, cache: Cache | None = None) -> np.ndarray:
     """Label map [H,W] int32, UNKNOWN being class label_nc with contain_dontcare_label.
 
+    The ids of Cityscapes become those of the 19 EVALUATED where there are as many classes, and unknown ones.
     ValueError names file, value and maximum.
     """
     return checked(read_classes(path, cache), path, settings)
@@ -182,6 +186,9 @@ def read_classes(path: str | Path, cache: Cache | None = None) -> np.ndarray:
 def checked(label: np.ndarray, path: str | Path, settings: Classes) -> np.ndarray:
     """See `read_label`."""
     if settings.contain_dontcare_label:
+        if settings.label_nc == len(EVALUATED) and Path(path).stem.endswith(IDS):
+            place = np.minimum(np.searchsorted(EVALUATED, label), len(EVALUATED) - 1).astype(np.int32)
+            label = np.where(EVALUATED[place] == label, place, UNKNOWN)
         label[label == UNKNOWN] = settings.label_nc
     low, high = int(label.min()), int(label.max())
     if low < 0 or high >= settings.num_classes:
@@ -281,29 +288,50 @@ def folder(root: str | Path, phase: str, settings: Settings, seed: int = 0, trai
     return LabelDataset(files, settings, train, seed, disparities)
 
 
+def maps_in(folder: Path) -> list[Path]:
+    """Label maps directly in `folder`: images but JPEGs, photographs beside them; those keep no values."""
+    return [file for file in images_in(folder) if file.suffix.lower() not in (".jpg", ".jpeg")]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
     labels: Path
     """folder of label maps"""
     instances: Path | None = None
     """folder of instance maps of the same names, for a system that takes them"""
+    images: Path | None = None
+    """folder of photographs of the same names, in whose styles to translate, for a system that takes them"""
 
     def batches(self, system: Any, size: int) -> Iterator[dict[str, Any]]:
-        """All label maps, as they are, in batches of at most `size` maps of the same height and width."""
+        """All label maps, in batches of at most `size` of the same height and width.
+
+        They are as they are, but resized for a system with networks of `one_size`.
+        """
         settings = Settings.of(system)
-        labels = images_in(self.labels)
+        labels = maps_in(self.labels)
         if not labels:
-            raise ValueError(f"{self.labels}: no label maps")
+            raise ValueError(f"{self.labels}: no label maps, which no JPEG is")
         instances = images_in(self.instances) if self.instances else []
         if settings.instance and not instances:
             raise ValueError(f"this system takes instance maps, and --instances {self.instances} has none")
-        items = self._items(match(labels, instances if settings.instance else ()), settings)
+        images = [file for file in _items.images_of(self.images) if file not in labels] if self.images else []
+        others = set(unpaired(images, labels, ENDINGS))
+        images = [file for file in images if file not in others]
+        if self.images and not images:
+            raise FileNotFoundError(f"{self.images}: no photographs with the names of label maps in {self.labels}")
+        items = self._items(match(labels, instances if settings.instance else (), images), settings)
         return _items.batches_by_size(items, size, lambda item: item["label"].shape)
 
     def _items(self, files: Sequence[Files], settings: Settings) -> Iterator[_items.Item]:
         for file in files:
             label = read_label(file.label, settings)
-            item = {"label": torch.from_numpy(label).long()[None], "path": file.label}
+            height, width = label.shape
+            where = Geometry((width, height), (0, 0, width, height), False)
+            if settings.one_size:
+                where = settings.place((width, height), None, file.label)
+            item = {"label": where.map(label), "path": file.label}
             if file.instance is not None:
-                item["instance"] = torch.from_numpy(read_instances(file.instance, file.label, label)).long()[None]
+                item["instance"] = where.map(read_instances(file.instance, file.label, label))
+            if file.image is not None:
+                item["image"] = where.photo(read_photo(file.image))
             yield item

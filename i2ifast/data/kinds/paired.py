@@ -47,12 +47,13 @@ def folder(root: str | Path, phase: str, settings: Settings, seed: int = 0, trai
     {phase}A, {phase}B     pix2pix before they are combined
     {phase}_A, {phase}_B   pix2pixHD
     A/{phase}, B/{phase}   pix2pix before they are combined, in folders by domain
+    A, B                   the same without phases, for phase "train" alone
     {phase}                both side by side in one file
 
     FileNotFoundError where there is none of them, or a file without partner.
     """
     root, sides = Path(root), settings.direction.split("to")
-    for form in (f"{phase}{{}}", f"{phase}_{{}}", f"{{}}/{phase}"):
+    for form in (f"{phase}{{}}", f"{phase}_{{}}", f"{{}}/{phase}", *(["{}"] if phase == "train" else ())):
         first, second = (images_in(root / form.format(side)) for side in sides)
         if first or second:
             return Paired(list(zip(first, pair(first, second), strict=True)), settings, train, seed)

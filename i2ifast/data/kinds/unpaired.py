@@ -1,4 +1,4 @@
-"""Photographs of two domains without partners: {phase}A and {phase}B."""
+"""Photographs of two domains without partners: {phase}A and {phase}B, or A and B, or content and style."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,6 @@ from typing import Any, Literal
 from numpy.random import Generator
 
 from i2ifast.data import _items
-from i2ifast.data.pixels import read_photo, to_tensor
 
 SHOWN = ("a", "fake", "b")
 TAKES = ("a", "b")
@@ -54,9 +53,18 @@ class Unpaired(_items.Items):
 
 
 def folder(root: str | Path, phase: str, settings: Settings, seed: int = 0, train: bool = False) -> Unpaired:
-    """The photographs in `{phase}A` and `{phase}B` below `root`; FileNotFoundError where one of them has none."""
-    first, second = settings.direction.split("to")
-    found = [_items.images_of(Path(root) / f"{phase}{side}") for side in (first, second)]
+    """The photographs of `phase` below `root`, in the first of these that there is:
+
+    {phase}A, {phase}B
+    A, B                 for phase "train" alone
+    content, style       the same, as AdaIN names them
+
+    FileNotFoundError where there is none of them, or one of the two has no images.
+    """
+    root = Path(root)
+    forms = [(f"{phase}A", f"{phase}B"), *((("A", "B"), ("content", "style")) if phase == "train" else ())]
+    form = next((form for form in forms if any((root / name).is_dir() for name in form)), forms[0])
+    found = [_items.images_of(root / name) for name in (form if settings.direction == "AtoB" else form[::-1])]
     return Unpaired(*found, settings, train, seed)
 
 
@@ -68,13 +76,13 @@ class Inputs:
     """folder of photographs of domain b, in turn the style of the translations, for a system that takes one"""
 
     def batches(self, system: Any, size: int) -> Iterator[dict[str, Any]]:
-        """All photographs, as they are, in batches of at most `size` of the same height and width."""
+        """All photographs, see `Settings.input`, in batches of at most `size` of the same height and width."""
         settings = Settings.of(system)
         images = _items.images_of(self.images)
         styles = _items.images_of(self.styles) if self.styles else []
 
         def item(number: int, file: Path) -> _items.Item:
-            item = {"a": to_tensor(read_photo(file, settings.input_nc)), "path": file}
+            item = {"a": settings.input(file, settings.input_nc), "path": file}
             if styles:
                 item["b"] = settings.photo(styles[number % len(styles)], channels=settings.output_nc)
             return item
