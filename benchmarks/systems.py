@@ -102,7 +102,7 @@ ROWS = [
     Row("pix2pixhd",        "cityscapes_512",   1, CITY, {"fineSize": 256, "loadSize": 256}),
     Row("progan",           "celeba",           16, FACES),
     Row("region_norm",      "places2",          1, AFHQ),
-    Row("sean",             "celebamask_hq",    1, ("celebamask_hq", "val")),
+    Row("sean",             "celebamask_hq",    1, ("celebamask_hq", "val"), {"crop_size": 128}),
     Row("semantic_pyramid", "places365",        2, AFHQ),
     Row("semit",            "animals",          1, AFHQ),
     Row("sims",             "cityscapes_256",   1, CITY, {"crop_size": 256}, small={"label_nc": 12}),
