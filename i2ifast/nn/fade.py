@@ -64,10 +64,15 @@ class FADE(nn.Module):
         self._baked = packed or partial(convolve, weight=weight, bias=bias)
 
     def gamma_beta(self, features: Tensor, size: tuple[int, int]) -> Tensor:
-        """[N, 2C, h, w], from one convolution; ValueError for features of another size."""
+        """[N, 2C, h, w], from one convolution unless its weight were more than it makes; ValueError for features of
+        another size."""
         if tuple(features.shape[2:]) != tuple(size):
             raise ValueError(f"features of size {list(features.shape[2:])} for x of size {list(size)}")
-        return self._baked(features) if self._baked else convolve(features, *self.stacked())
+        if self._baked:
+            return self._baked(features)
+        if self.mlp_gamma.weight[0].numel() > features[:, 0].numel():
+            return torch.cat([self.mlp_gamma(features), self.mlp_beta(features)], 1)
+        return convolve(features, *self.stacked())
 
     @property
     def layer(self) -> Layer:
