@@ -29,7 +29,7 @@ def beside(x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
 
 def test_a_shared_graph_meets_new_weights_with_old_activations():
     first, second = (torch.tensor([value], requires_grad=True) for value in (2.0, 3.0))
-    with recording():
+    with recording([]):
         hidden = first * 5
         made = {"y": (second * hidden).square(), "given": torch.ones(1)}
     for weight in (3.0, 7.0):
@@ -43,7 +43,7 @@ def test_a_shared_graph_meets_new_weights_with_old_activations():
 
 def test_a_shared_graph_goes_with_its_outputs():
     """Also where a function keeps its own output."""
-    with recording():
+    with recording([]):
         output = torch.ones(1, requires_grad=True).tanh()
     kept = weakref.ref(output)
     del output

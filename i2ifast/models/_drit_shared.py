@@ -1,7 +1,6 @@
 """What DRIT++ of two domains and of many share: options, two generator steps through one graph, files."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from . import _system
 from ._drit import NZ
 from ._originals import load_strictly, named
-from ._shared_graph import recording, through
+from ._shared_graph import through
 from ._system import Adam
 
 LEAST = 212  # pixels of a side that the discriminator of contents needs
@@ -87,14 +86,6 @@ class System(_system.System):
     def decay(self, epoch: int) -> float:
         config = self.config
         return max(0.0, 1 - max(0, epoch - 1 - config.n_ep_decay) / (config.n_ep - config.n_ep_decay + 1))
-
-    @contextmanager
-    def learning(self) -> Iterator[None]:
-        """A block whose forward the two generator steps, which come later, go back through."""
-        for name in GENERATORS:
-            self.nets[name].requires_grad_(True)  # until the next phase freezes what it does not update
-        with recording():
-            yield
 
     def learnt_by(self, made: dict[str, Tensor], images: Sequence[Tensor], nets: Sequence[str]) -> dict[str, Tensor]:
         """`made`, with gradients for some networks only, and for the images."""

@@ -8,13 +8,19 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 
-def recording() -> saved_tensors_hooks:
-    """A block in which graphs are made that outlive changes of parameters: what hooks keep has no version."""
-    # Without detach an output that its own function keeps would hold that function, and be held by it, for ever.
+def recording(networks: Iterable[nn.Module]) -> saved_tensors_hooks:
+    """A block in which graphs through `networks` are made that outlive changes of their parameters.
+
+    Their parameters require gradients from now on, until the next phase freezes what it does not update.
+    """
+    for network in networks:
+        network.requires_grad_(True)
+    # What hooks keep has no version. Without detach an output that its own function keeps would hold that function, and
+    # be held by it, for ever.
     return saved_tensors_hooks(Tensor.detach, lambda tensor: tensor)
 
 

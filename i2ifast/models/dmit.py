@@ -3,8 +3,7 @@
 Yu, Chen, Li, Liu, Li. Multi-mapping Image-to-Image Translation via Learning Disentanglement. NeurIPS 2019.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -162,18 +161,10 @@ class System(_system.System):
         mu, logvar = moments
         return mu + self.randn(mu.shape, mu) * (logvar / 2).exp()
 
-    @contextmanager
-    def learning(self) -> Iterator[None]:
-        """A block whose forward the last three phases go back through."""
-        for name in GENERATORS:
-            self.nets[name].requires_grad_(True)  # until the next phase freezes what it does not update
-        with recording():
-            yield
-
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """What the networks make of a batch, by the names of `made`: once, for all phases."""
         if "made" not in batch:
-            with self.learning():
+            with recording(self.nets[name] for name in GENERATORS):
                 batch["made"] = self.made(batch["real"], batch["source"], batch["target"])
         return batch["made"]
 

@@ -17,6 +17,7 @@ from ._blocks import pad_to
 from ._drit import NZ
 from ._drit_shared import CLIP, GENERATORS, RANDOM, RECONSTRUCTION, REGULARISATION, apart
 from ._losses import cross_entropy, kl_divergence
+from ._shared_graph import recording
 from ._system import Batch, Phase, every
 
 STRIDE = 4  # pixels of an image to one of its content
@@ -103,7 +104,7 @@ class System(_drit_shared.System):
     def first_contents(self, batch: Batch) -> Images:
         """Contents of the images to encode, with which `forward` begins."""
         if "contents" not in batch:
-            with self.learning():
+            with recording(self.nets[name] for name in GENERATORS):
                 batch["contents"] = self.contents(self.halves(batch)[0])
         return batch["contents"]
 
@@ -111,7 +112,7 @@ class System(_drit_shared.System):
         """What the networks make of a batch, by the names of `made`: once, for all phases."""
         if "made" not in batch:
             contents = self.first_contents(batch)
-            with self.learning():
+            with recording(self.nets[name] for name in GENERATORS):
                 batch["made"] = self.made(self.halves(batch)[0], contents)
         return batch["made"]
 

@@ -29,6 +29,7 @@ from ._drit import (
 )
 from ._drit_shared import CLIP, GENERATORS, RANDOM, RECONSTRUCTION, REGULARISATION, apart
 from ._losses import cross_entropy, kl_divergence
+from ._shared_graph import recording
 from ._system import Batch, Phase, every
 
 STRIDE = 4  # pixels of an image to one of its content
@@ -208,7 +209,7 @@ class System(_drit_shared.System):
     def first_contents(self, batch: Batch) -> Tensor:
         """Contents of the batch, with which `forward` begins."""
         if "contents" not in batch:
-            with self.learning():
+            with recording(self.nets[name] for name in GENERATORS):
                 batch["contents"] = self.contents(batch["real"])
         return batch["contents"]
 
@@ -216,7 +217,7 @@ class System(_drit_shared.System):
         """What the networks make of a batch, by the names of `made`: once, for all phases."""
         if "made" not in batch:
             content = self.first_contents(batch)
-            with self.learning():
+            with recording(self.nets[name] for name in GENERATORS):
                 batch["made"] = self.made(batch["real"], content, self.code(batch["domains"]))
         return batch["made"]
 
