@@ -27,7 +27,7 @@ ISA_FLAGS = {
 CUDA_ARCHITECTURES = os.environ.get("I2IFAST_CUDA_ARCHITECTURES", "80;90;100").split(";")
 
 
-# GCC joins sums over a list of rows two by two, and then no longer vectorises them: a tenth of the speed.
+# GCC joins sums over a list of rows two by two, and then no longer vectorises them.
 NO_JAM = "-fno-loop-unroll-and-jam"
 
 

@@ -15,7 +15,7 @@ from i2ifast.nn.conv import Conv2d, ConvTranspose2d
 from i2ifast.nn.instance import instance_norm_act
 from i2ifast.ops import spectral_weight
 
-from ._blocks import LayerNormAct, numbered, reflecting, tiled
+from ._blocks import LayerNormAct, half_size, numbered, reflecting, tiled
 
 NZ = 8  # of an attribute vector
 SLOPE = 0.01  # of leaky relus behind convolutions; elsewhere 0.2
@@ -312,7 +312,7 @@ class MultiScaleDis(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         logits = []
         for i, net in enumerate(self.Diss):
-            images = F.avg_pool2d(images, 3, 2, 1, count_include_pad=False) if i else images
+            images = half_size(images) if i else images
             logits.append(net(images))
         return logits
 

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import _system
+from ._config import Cropped
 from ._drit import NZ
-from ._originals import load_strictly, named
+from ._originals import load_strictly, named, require
 from ._shared_graph import through
 from ._system import Adam
 
@@ -22,7 +23,7 @@ GENERATORS, RANDOM = ("enc_c", "enc_a", "gen"), ("enc_c", "gen")  # what the two
 
 
 @dataclass
-class Config:
+class Config(Cropped):
     """Options of the originals, under their names; no_ms is positive here, and the last two are constants there."""
 
     concat: bool = True  # attributes as maps beside the content; else feature-wise, for domains that differ in shape
@@ -47,16 +48,10 @@ class Config:
         if self.crop_size < LEAST:
             raise ValueError(f"crop_size {self.crop_size}: the discriminator of contents needs at least {LEAST}")
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of training images."""
-        return self.crop_size, self.crop_size
-
     @classmethod
     def from_original(cls, options: dict[str, Any]) -> Self:
         """From the original's option names and values; dis_norm is left out, for it has no effect there."""
-        if options.get("lr_policy", "lambda") != "lambda":
-            raise ValueError(f"lr_policy {options['lr_policy']!r}: only 'lambda' is supported")
+        require(options, lr_policy="lambda")
         values = named(cls, options)
         return cls(**values | {"concat": bool(options.get("concat", 1)), "ms": not options.get("no_ms", False)})
 

@@ -13,7 +13,7 @@ Batch = dict[str, Any]
 
 
 class _Adam(torch.optim.Adam):
-    """torch.optim.Adam, bit for bit, with less memory and traffic.
+    """torch.optim.Adam up to rounding, with less memory and traffic.
 
     It reads and writes channels_last tensors as they lie in memory: on a CPU the fused one copies those twice, which
     takes five times as long as the step itself. Of tensors that are split between processes it takes the part that is

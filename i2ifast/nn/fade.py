@@ -70,7 +70,7 @@ class FADE(nn.Module):
             raise ValueError(f"features of size {list(features.shape[2:])} for x of size {list(size)}")
         if self._baked:
             return self._baked(features)
-        if self.mlp_gamma.weight[0].numel() > features[:, 0].numel():
+        if self.mlp_gamma.weight[0].numel() > size[0] * size[1]:  # of a map: one form for any batch
             return torch.cat([self.mlp_gamma(features), self.mlp_beta(features)], 1)
         return convolve(features, *self.stacked())
 

@@ -19,7 +19,7 @@ def _onednn(x: Tensor) -> bool:
 
 
 def _whole(x: Tensor) -> Tensor:
-    """x without gaps between its rows or columns, with which oneDNN takes a hundred times as long and more."""
+    """x without gaps between its rows or columns, for which oneDNN has slow code alone."""
     return x if x.t().is_contiguous() else x.contiguous()
 
 
