@@ -10,6 +10,8 @@
 #include <sys/mman.h>
 #endif
 
+#include <cstdlib>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -39,17 +41,33 @@ inline const float* floats(const Tensor& t, const char* name) {
   return static_cast<const float*>(t.data_ptr());
 }
 
-// The address of an output that is about to be written. Large ones are fresh from the system: with huge pages, where it grants them,
-// the first write to each of 512 pages costs one fault (a fifth of the time of a 512x512 generator went into faults).
-inline void* output(const Tensor& t) {
-  void* data = t.data_ptr();
+// Memory that is about to be written. Much of it is fresh from the system: with huge pages, where it grants them, the first write to
+// each of 512 pages costs one fault (a fifth of the time of a 512x512 generator went into faults).
+inline void* about_to_write(void* data, uintptr_t bytes) {
 #if defined(__linux__)
   constexpr uintptr_t page = 4096, worthwhile = 4 << 20;
-  uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page, bytes = t.element_size();
-  for (int64_t dim = 0; dim < t.dim(); ++dim) bytes += (t.size(dim) - 1) * t.stride(dim) * t.element_size();
-  if (t.numel() > 0 && bytes >= worthwhile) madvise(reinterpret_cast<void*>(begin), (bytes - page) / page * page, MADV_HUGEPAGE);
+  uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
+  if (bytes >= worthwhile) madvise(reinterpret_cast<void*>(begin), (bytes - page) / page * page, MADV_HUGEPAGE);
 #endif
   return data;
+}
+
+inline void* output(const Tensor& t) {
+  uintptr_t bytes = t.numel() > 0 ? t.element_size() : 0;
+  for (int64_t dim = 0; bytes > 0 && dim < t.dim(); ++dim) bytes += (t.size(dim) - 1) * t.stride(dim) * t.element_size();
+  return about_to_write(t.data_ptr(), bytes);
+}
+
+struct Free {
+  void operator()(float* p) const { std::free(p); }
+};
+
+// Room for as many floats, which hold anything.
+inline std::unique_ptr<float, Free> scratch(int64_t floats) {
+  constexpr int64_t line = 64, huge = 2 << 20;
+  int64_t bytes = floats * 4, unit = bytes >= huge ? huge : line;
+  bytes = (bytes + unit - 1) / unit * unit;
+  return std::unique_ptr<float, Free>(static_cast<float*>(about_to_write(std::aligned_alloc(unit, bytes), bytes)));
 }
 
 inline float* mutable_floats(const Tensor& t, const char* name) {

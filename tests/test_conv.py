@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from i2ifast.models import Adam
 from i2ifast.nn import conv as convolutions
 from i2ifast.nn.conv import Conv2d, ConvTranspose2d, NarrowConv2d, halves
-from i2ifast.ops import conv3x3
+from i2ifast.ops import conv3x3, conv4x4, conv_transpose4x4
 
 
 @pytest.fixture(autouse=True)
@@ -111,3 +111,83 @@ def test_adam_in_memory_order_is_adam(beta: float) -> None:
         for key in settings.state[1:]:
             torch.testing.assert_close(found[key], expected[key])
             assert found[key].stride() == a.stride()
+
+
+def near(found: Tensor, exact: Tensor) -> None:
+    """Within the rounding of sums of float32 products."""
+    assert (found - exact).abs().max() <= 2e-6 * exact.abs().max()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("size", [(2, 2), (3, 8), (9, 7), (40, 37)], ids=str)
+@pytest.mark.parametrize("padding", [0, 1, 2, 3])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_4x4_in_float32(stride: int, padding: int, size: tuple[int, int], layout: torch.memory_format) -> None:
+    """Channels that the CPU kernel takes, in all directions; and convolutions of stride 2 transposed."""
+    if min(size) + 2 * padding < 4:
+        with pytest.raises(ValueError, match=f"with padding {padding} no 4x4 window fits"):
+            conv4x4(torch.zeros(1, 64, *size), torch.zeros(64, 64, 4, 4), None, stride, padding)
+        return
+    g = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(shape, generator=g).to(memory_format=layout) for shape in [(2, 64, *size), (128, 64, 4, 4)]]
+    tensors = [*tensors, torch.randn(128, generator=g)]
+    exact = [t.double() for t in tensors]
+
+    def all_of(function: Callable[..., Tensor], values: list[Tensor]) -> list[Tensor]:
+        leaves = [t.clone().requires_grad_() for t in values]
+        y = function(*leaves, stride, padding)
+        seed = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
+        return [y, *torch.autograd.grad(y, leaves, seed)]
+
+    expected = all_of(nn.functional.conv2d, exact)
+    for found, truth in zip(all_of(conv4x4, tensors), expected, strict=True):
+        near(found, truth)
+    if stride == 2 and min(size) >= padding:
+        weight, bias = tensors[1].transpose(0, 1).contiguous(memory_format=layout), tensors[2]
+        y = conv_transpose4x4(tensors[0], weight, bias, padding)
+        near(y, nn.functional.conv_transpose2d(exact[0], weight.double(), bias.double(), 2, padding))
+
+
+LAYERS = {
+    "strided": (Conv2d, nn.Conv2d, {"stride": 2, "padding": 1}),
+    "flat": (Conv2d, nn.Conv2d, {"stride": 1, "padding": 2, "bias": False}),
+    "reflecting": (Conv2d, nn.Conv2d, {"stride": 2, "padding": 1, "padding_mode": "reflect"}),
+    "transposed": (ConvTranspose2d, nn.ConvTranspose2d, {"stride": 2, "padding": 1}),
+}
+
+
+@pytest.mark.parametrize(("ours", "plain", "options"), LAYERS.values(), ids=LAYERS)
+def test_layers_of_4x4(ours: type, plain: type, options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    conv, expected = ours(64, 64, 4, **options), plain(64, 64, 4, **options).double()
+    expected.load_state_dict(conv.state_dict())
+    x = torch.randn(2, 64, 13, 10)
+    taken = "conv_transpose4x4" if plain is nn.ConvTranspose2d else "conv4x4"
+    called, function = [], getattr(convolutions, taken)
+    monkeypatch.setattr(convolutions, taken, lambda *args: called.append(taken) or function(*args))
+    near(conv(x), expected(x.double()))
+    assert bool(called) == convolutions.is_4x4(conv)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert conv(x).dtype is torch.bfloat16
+    assert not convolutions.is_4x4(ours(64, 64, 4, **options | {"dilation": 2}))
+    assert not convolutions.is_4x4(ours(60, 60, 4, **options)) and not convolutions.is_4x4(conv.double())
+
+
+def test_4x4_of_second_order() -> None:
+    g = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(2, 2, 5, 6, generator=g).double(), torch.randn(3, 2, 4, 4, generator=g).double()
+    bias, turned = torch.randn(3, generator=g).double(), torch.randn(2, 3, 4, 4, generator=g).double()
+    for function, values in ((conv4x4, (x, weight, bias)), (conv_transpose4x4, (x, turned, bias))):
+        assert torch.autograd.gradgradcheck(function, [t.clone().requires_grad_() for t in values])
+
+
+def test_4x4_errors_name_value_and_limit() -> None:
+    x, weight = torch.zeros(1, 3, 8, 8), torch.zeros(5, 3, 4, 4)
+    with pytest.raises(ValueError, match=r"weight has shape \[5, 2, 4, 4\], expected \[O, 3, 4, 4\]"):
+        conv4x4(x, torch.zeros(5, 2, 4, 4))
+    with pytest.raises(ValueError, match=r"weight has shape \[5, 3, 4, 4\], expected \[3, O, 4, 4\]"):
+        conv_transpose4x4(x, weight)
+    with pytest.raises(ValueError, match="stride 3 and padding 1: expected stride 1 or 2 and padding 0 to 3"):
+        conv4x4(x, weight, stride=3)
+    with pytest.raises(ValueError, match="padding 3 leaves nothing of what it becomes"):
+        conv_transpose4x4(x[..., :2, :2], weight.transpose(0, 1), None, 3)

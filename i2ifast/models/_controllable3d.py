@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i2ifast.nn import BatchNormAct
-from i2ifast.nn.conv import Conv2d
+from i2ifast.nn.conv import Conv2d, ConvTranspose2d
 from i2ifast.nn.instance import instance_statistics
 from i2ifast.ops import modulate_style
 from i2ifast.ops.spectral_weight import spectral_weight
@@ -210,10 +210,10 @@ class Generator2D(nn.Module):
         self.resnet = nn.ModuleList(
             [
                 ResnetBlock(nfilter),
-                nn.Conv2d(nfilter, inner, 4, 2, 1), BatchNormAct(inner, 0.2), nn.Identity(),
+                Conv2d(nfilter, inner, 4, 2, 1), BatchNormAct(inner, 0.2), nn.Identity(),
                 ResnetBlock(inner),
                 ResnetBlock(inner),
-                nn.ConvTranspose2d(inner, last, 4, 2, 1), BatchNormAct(last, 0.2), nn.Identity(),
+                ConvTranspose2d(inner, last, 4, 2, 1), BatchNormAct(last, 0.2), nn.Identity(),
                 ResnetBlock(last),
             ]
         )  # fmt: skip

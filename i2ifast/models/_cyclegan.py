@@ -228,7 +228,7 @@ class ResnetGenerator(nn.Module):
 def upsampled(kind: Literal["basic", "bilinear"], fin: int, fout: int, bias: bool) -> list[nn.Module | None]:
     """Layers to twice the size; None is a padding, which is the convolution's."""
     if kind == "basic":
-        return [nn.ConvTranspose2d(fin, fout, 4, 2, 1, bias=bias)]
+        return [ConvTranspose2d(fin, fout, 4, 2, 1, bias=bias)]
     return [nn.Upsample(scale_factor=2, mode="bilinear"), None, reflecting(fin, fout, 3, bias=bias)]
 
 
@@ -274,7 +274,7 @@ class UnetGenerator(nn.Module):
         block: list[nn.Module] = []
         for level in range(num_downs - 1, 0, -1):
             outer, inner = widths[level - 1], widths[level]
-            down = [None, nn.Conv2d(outer, inner, 4, 2, 1, bias=bias)]
+            down = [None, Conv2d(outer, inner, 4, 2, 1, bias=bias)]
             down += [norm_act(norm, inner, 0.2), *block] if block else []
             up = upsampled(upsample, (1 + len(block)) * inner, outer, bias)
             drop = [Dropout(rand)] if rand and block and level > 3 else []
@@ -315,7 +315,7 @@ def patch_layers(input_nc: int, ndf: int, n_layers: int, norm: Norm, bias: bool)
     layers = [nn.Conv2d(input_nc, ndf, 4, 2, 1), activation(0.2)]
     for i, (fin, fout) in enumerate(pairwise(widths), 1):
         stride = 1 if i == n_layers else 2
-        layers += [nn.Conv2d(fin, fout, 4, stride, 1, bias=bias), norm_act(norm, fout, 0.2), None]
+        layers += [Conv2d(fin, fout, 4, stride, 1, bias=bias), norm_act(norm, fout, 0.2), None]
     return sequence([*layers, nn.Conv2d(widths[-1], 1, 4, 1, 1)])
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i2ifast.nn import BatchNormAct, InstanceNormAct, UpsampleConv2d, spectral_norm
-from i2ifast.nn.conv import Conv2d
+from i2ifast.nn.conv import Conv2d, ConvTranspose2d
 from i2ifast.ops import instance_statistics, modulate_style
 
 from ._blocks import LayerNormAct, half_size
@@ -181,7 +181,7 @@ class ConResidualBlock(nn.Module):
 class TransposedBlock(nn.Module):
     def __init__(self, fin: int, fout: int) -> None:
         super().__init__()
-        self.trConv = spectral_norm(nn.ConvTranspose2d(fin, fout, 4, 2, 1, bias=False))
+        self.trConv = spectral_norm(ConvTranspose2d(fin, fout, 4, 2, 1, bias=False))
         self.norm = LayerNormAct(fout)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from i2ifast.nn.conv import convolve
+from i2ifast.nn.conv import Conv2d, convolve
 
 from ._blocks import reflecting
 
@@ -58,7 +58,7 @@ class Discriminator(nn.Module):
         widths = [3, nf, 2 * nf, 4 * nf, 8 * nf]
         self.names = ("d_conv_0", "d_conv_1", "d_conv_3", "d_conv_4")
         for name, (fin, fout) in zip(self.names, pairwise(widths), strict=True):
-            self.add_module(name, nn.Conv2d(fin, fout, 4, 2, 1, bias=False))
+            self.add_module(name, Conv2d(fin, fout, 4, 2, 1, bias=False))
         self.d_linear_5 = nn.Linear(8 * nf * (size[0] // STRIDE) * (size[1] // STRIDE), 1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i2ifast.nn import AdaILN, spectral_norm
+from i2ifast.nn.conv import Conv2d
 
 from . import _system
 from ._blocks import reflecting
@@ -113,7 +114,7 @@ def pooled(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def spectral(fin: int, fout: int, stride: int = 2, bias: bool = True) -> nn.Conv2d:
     """A discriminator's 4x4 convolution with reflection padding 1 and spectral norm."""
-    return spectral_norm(nn.Conv2d(fin, fout, 4, stride, 1, bias=bias, padding_mode="reflect"))
+    return spectral_norm(Conv2d(fin, fout, 4, stride, 1, bias=bias, padding_mode="reflect"))
 
 
 def with_side(side: str, terms: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -171,7 +171,7 @@ class MultiscaleDiscriminator(nn.Module):
         for i in range(config.num_D):
             groups = [[nn.Conv2d(config.semantic_nc + config.output_nc, widths[0], 4, 2, 2), nn.LeakyReLU(0.2)]]
             for k in range(1, len(widths)):
-                conv = nn.Conv2d(widths[k - 1], widths[k], 4, 1 if k == config.n_layers_D else 2, 2)
+                conv = Conv2d(widths[k - 1], widths[k], 4, 1 if k == config.n_layers_D else 2, 2)
                 groups.append([conv, norm(widths[k], act=0.2), nn.Identity()])
             groups.append([nn.Conv2d(widths[-1], 1, 4, 1, 2)])
             if config.ganFeat:

@@ -47,7 +47,7 @@ def convolved(fin: int, fout: int, act: str | float) -> list[nn.Module]:
 
 def halved(fin: int, fout: int) -> list[nn.Module]:
     """A 4x4 convolution of stride 2, its norm with the activation, and a free number."""
-    return [nn.Conv2d(fin, fout, 4, 2, 1, bias=False), BatchNormAct(fout, 0.2), nn.Identity()]
+    return [Conv2d(fin, fout, 4, 2, 1, bias=False), BatchNormAct(fout, 0.2), nn.Identity()]
 
 
 def down16(ndf: int) -> list[nn.Module]:

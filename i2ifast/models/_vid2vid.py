@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from i2ifast.nn import BatchNormAct, TrackedInstanceNormAct
-from i2ifast.nn.conv import ValidConv2d
+from i2ifast.nn.conv import Conv2d, ValidConv2d
 from i2ifast.nn.flow import resample2d
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class MultiscaleDiscriminator(nn.Module):
             first = min(64, config.ndf << config.num_D - 1 - i)
             widths = [fin, *(min(512, first << k) for k in range(config.n_layers_D + 1))]
             for k, (a, b) in enumerate(pairwise(widths)):
-                conv = nn.Conv2d(a, b, 4, 1 if k == config.n_layers_D else 2, 2)
+                conv = Conv2d(a, b, 4, 1 if k == config.n_layers_D else 2, 2)
                 act = [nn.LeakyReLU(0.2)] if k == 0 else [norm(b), nn.Identity()]
                 self.add_module(f"scale{i}_layer{k}", nn.Sequential(conv, *act))
             last = nn.Sequential(nn.Conv2d(widths[-1], 1, 4, 1, 2))

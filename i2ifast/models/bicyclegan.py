@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from i2ifast.nn.conv import Conv2d
+
 from . import _system
 from ._blocks import pad_to, pyramid, tiled
 from ._config import Cropped, check_choices
@@ -149,7 +151,7 @@ class CodedGenerator(nn.Module):
         block = None
         for level in range(len(widths) - 1, 0, -1):
             outer, inner = widths[level - 1], widths[level]
-            down = [activation(0.2), nn.Conv2d(outer + nz, inner, 4, 2, 1)]
+            down = [activation(0.2), Conv2d(outer + nz, inner, 4, 2, 1)]
             down += [norm_act(norm, inner, "none")] if block else []
             last = [norm_act(norm, outer, "none")]
             last += [Dropout(rand)] if rand and block and level > 3 else []
@@ -215,7 +217,7 @@ class Encoder(nn.Module):
             widths = [nef * min(2**i, 4) for i in range(len(widths))]
             layers.append(activation(0.2))
             for fin, fout in pairwise(widths):
-                layers += [nn.Conv2d(fin, fout, 4, 2, 1), norm_act(norm, fout, 0.2), None]
+                layers += [Conv2d(fin, fout, 4, 2, 1), norm_act(norm, fout, 0.2), None]
         self.conv = sequence(layers)
         self.fc, self.fcVar = (nn.Sequential(nn.Linear(widths[-1], config.nz)) for _ in range(2))
 

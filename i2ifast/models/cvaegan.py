@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i2ifast.nn import BatchNormAct
+from i2ifast.nn.conv import ConvTranspose2d
 
 from . import _system
 from ._blocks import numbered, reset, with_channels
@@ -76,7 +77,7 @@ class VAE(nn.Module):
         features = fin * (SIZE // 4) ** 2
         self.encoder_fc1, self.encoder_fc2 = (nn.Linear(features, config.nz) for _ in range(2))
         self.decoder_fc = nn.Linear(config.nz + config.n_classes, features)
-        up = [nn.ConvTranspose2d(fin, width, 4, 2, 1), nn.ReLU(inplace=True), nn.ConvTranspose2d(width, 1, 4, 2, 1)]
+        up = [ConvTranspose2d(fin, width, 4, 2, 1), nn.ReLU(inplace=True), nn.ConvTranspose2d(width, 1, 4, 2, 1)]
         self.decoder_deconv = nn.Sequential(*up, nn.Sigmoid())
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:

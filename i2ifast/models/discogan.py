@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i2ifast.nn import BatchNormAct
+from i2ifast.nn.conv import Conv2d, ConvTranspose2d
 
 from . import _system
 from ._blocks import pad_to, reset
@@ -82,12 +83,12 @@ class Generator(nn.Module):
         widths, code = [config.base_channels << i for i in range(LEVELS)], config.latent_channels
         layers = [nn.Conv2d(3, widths[0], 4, 2, 1, bias=False), nn.LeakyReLU(0.2)]
         for fin, fout in pairwise(widths):
-            layers += normed(nn.Conv2d(fin, fout, 4, 2, 1, bias=False), 0.2)
+            layers += normed(Conv2d(fin, fout, 4, 2, 1, bias=False), 0.2)
         if config.extra_layers:
             layers += normed(nn.Conv2d(widths[-1], code, 4, bias=False), 0.2)
             layers += normed(nn.ConvTranspose2d(code, widths[-1], 4, bias=False), "relu")
         for fin, fout in pairwise(reversed(widths)):
-            layers += normed(nn.ConvTranspose2d(fin, fout, 4, 2, 1, bias=False), "relu")
+            layers += normed(ConvTranspose2d(fin, fout, 4, 2, 1, bias=False), "relu")
         layers += [nn.ConvTranspose2d(widths[0], 3, 4, 2, 1, bias=False), nn.Sigmoid()]
         self.main = nn.Sequential(*layers)
 
@@ -107,7 +108,7 @@ class Discriminator(nn.Module):
         super().__init__()
         widths = [3, *(config.base_channels << i for i in range(LEVELS))]
         for i, (fin, fout) in enumerate(pairwise(widths), 1):
-            self.add_module(f"conv{i}", nn.Conv2d(fin, fout, 4, 2, 1, bias=False))
+            self.add_module(f"conv{i}", Conv2d(fin, fout, 4, 2, 1, bias=False))
             if i > 1:
                 self.add_module(f"bn{i}", BatchNormAct(fout, 0.2))
         self.conv5 = nn.Conv2d(widths[-1], 1, 4, bias=False)

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from i2ifast.nn.conv import Conv2d
+
 from . import _system
 from ._blocks import pad_to
 from ._fs_vid2vid import SLOPE, Generated, Generator, Warped, convolution, norm_act, picked
@@ -133,10 +135,10 @@ class NLayerDiscriminator(nn.Module):
         for i, (a, b) in enumerate(pairwise(sizes)):
             stride = 1 if i == config.n_layers_D else 2
             if i:
-                conv = convolution(config.norm_D, nn.Conv2d(a, b, 4, stride, 2, bias=False))
+                conv = convolution(config.norm_D, Conv2d(a, b, 4, stride, 2, bias=False))
                 layer = nn.Sequential(nn.Sequential(conv, norm_act(config.norm_D, b)))
             else:
-                layer = nn.Sequential(nn.Conv2d(a, b, 4, stride, 2), nn.LeakyReLU(SLOPE))
+                layer = nn.Sequential(Conv2d(a, b, 4, stride, 2), nn.LeakyReLU(SLOPE))
             self.add_module(f"model{i}", layer)
         self.add_module(f"model{config.n_layers_D + 1}", nn.Sequential(nn.Conv2d(sizes[-1], 1, 4, 1, 2)))
 

@@ -84,8 +84,8 @@ class Generator(nn.Module):
         a, b, c = (width // config.width_divisor for width in (64, 128, 256))
         self.encoder_prePad = nn.ReflectionPad2d(3)
         self.encoder_conv1, self.encoder_in1 = nn.Conv2d(3, a, 7), RN_B(a, "relu")
-        self.encoder_conv2, self.encoder_in2 = nn.Conv2d(a, b, 4, 2, 1), RN_B(b, "relu")
-        self.encoder_conv3, self.encoder_in3 = nn.Conv2d(b, c, 4, 2, 1), RN_B(c, "relu")
+        self.encoder_conv2, self.encoder_in2 = Conv2d(a, b, 4, 2, 1), RN_B(b, "relu")
+        self.encoder_conv3, self.encoder_in3 = Conv2d(b, c, 4, 2, 1), RN_B(c, "relu")
         self.middle = nn.Sequential(*(ResnetBlock(c, config.threshold) for _ in range(config.residual_blocks)))
         self.decoder = nn.Sequential(
             Conv2d(c, 4 * b, 3, padding=1), nn.PixelShuffle(2), RN_L(b, act="relu"), nn.Identity(),
@@ -111,7 +111,7 @@ class Discriminator(nn.Module):
         super().__init__()
         widths = [3, *(width // config.width_divisor for width in (64, 128, 256, 512)), 1]
         for i, (fin, fout, stride) in enumerate(zip(widths, widths[1:], (2, 2, 2, 1, 1), strict=False), 1):
-            layers = [spectral_norm(nn.Conv2d(fin, fout, 4, stride, 1, bias=False))]
+            layers = [spectral_norm(Conv2d(fin, fout, 4, stride, 1, bias=False))]
             self.add_module(f"conv{i}", nn.Sequential(*layers, *[nn.LeakyReLU(0.2, inplace=True)] * (i < 5)))
 
     def forward(self, images: Tensor) -> Tensor:

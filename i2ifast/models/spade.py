@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from i2ifast import labels
 from i2ifast.nn import InstanceNormAct, SPADEResnetBlock, label_conv2d, spectral_norm
+from i2ifast.nn.conv import Conv2d
 
 from . import _system
 from ._blocks import decay_from, half_size, pad_to
@@ -190,7 +191,7 @@ class NLayerDiscriminator(nn.Module):
         self.model0 = nn.Sequential(nn.Conv2d(label_nc + 3, ndf, 4, 2, 2), nn.LeakyReLU(0.2))
         for n in range(1, n_layers):
             fin, ndf = ndf, min(2 * ndf, 512)
-            conv = spectral_norm(nn.Conv2d(fin, ndf, 4, 1 if n == flat else 2, 2, bias=False))
+            conv = spectral_norm(Conv2d(fin, ndf, 4, 1 if n == flat else 2, 2, bias=False))
             self.add_module(f"model{n}", nn.Sequential(nn.Sequential(conv), InstanceNormAct(ndf, 0.2)))
         self.add_module(f"model{n_layers}", nn.Sequential(nn.Conv2d(ndf, 1, 4, 1, 2)))
 

@@ -129,7 +129,7 @@ class Stage2(Painter):
         super().__init__(4 * ngf)
         self.STAGE1_G = Stage1(config, config.stage1_gf_dim)
         self.ca_net = CANet(config.text_dim, 2 * config.condition_dim, nn.ReLU())
-        down = [nn.Conv2d(fin, 2 * fin, 4, 2, 1, bias=False) for fin in (ngf, 2 * ngf)]
+        down = [Conv2d(fin, 2 * fin, 4, 2, 1, bias=False) for fin in (ngf, 2 * ngf)]
         first, second = ([conv, BatchNormAct(conv.out_channels), nn.Identity()] for conv in down)
         self.encoder = nn.Sequential(Conv2d(3, ngf, 3, padding=1, bias=False), nn.ReLU(), *first, *second)
         self.hr_joint = nn.Sequential(*convolved(config.condition_dim + 4 * ngf, 4 * ngf, "relu"))

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i2ifast.nn import TrackedInstanceNormAct
-from i2ifast.nn.conv import Conv2d
+from i2ifast.nn.conv import Conv2d, ConvTranspose2d
 from i2ifast.nn.losses import gradient_penalty, wasserstein
 
 from . import _system
@@ -125,14 +125,14 @@ class Generator(nn.Module):
         layers[1] = norm(dim, running=running)
         number = 3
         for _ in range(2):
-            layers[number] = nn.Conv2d(dim, 2 * dim, 4, 2, 1, bias=False)
+            layers[number] = Conv2d(dim, 2 * dim, 4, 2, 1, bias=False)
             layers[number + 1] = norm(2 * dim, running=running)
             dim, number = 2 * dim, number + 3
         for _ in range(config.g_repeat_num):
             layers[number] = ResidualBlock(dim, running)
             number += 1
         for _ in range(2):
-            layers[number] = nn.ConvTranspose2d(dim, dim // 2, 4, 2, 1, bias=False)
+            layers[number] = ConvTranspose2d(dim, dim // 2, 4, 2, 1, bias=False)
             layers[number + 1] = norm(dim // 2, running=running)
             dim, number = dim // 2, number + 3
         layers |= {number: nn.Conv2d(dim, 3, 7, 1, 3, bias=False), number + 1: nn.Tanh()}
@@ -150,7 +150,7 @@ class Discriminator(nn.Module):
         widths = [3, *(config.d_conv_dim << i for i in range(config.d_repeat_num))]
         layers: dict[int, nn.Module] = {}
         for i, (fin, fout) in enumerate(pairwise(widths)):
-            layers |= {2 * i: nn.Conv2d(fin, fout, 4, 2, 1), 2 * i + 1: nn.LeakyReLU(0.01)}
+            layers |= {2 * i: Conv2d(fin, fout, 4, 2, 1), 2 * i + 1: nn.LeakyReLU(0.01)}
         self.main = numbered(layers)
         self.conv1 = nn.Conv2d(widths[-1], 1, 3, 1, 1, bias=False)
         side = config.image_size >> config.d_repeat_num

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from ..ops.conv3x3 import PackedConv3x3, fast
-from .conv import Conv2d, is_3x3
+from .conv import Conv2d, is_3x3, is_4x4
 
 
 def is_winograd(conv: nn.Conv2d) -> bool:
@@ -36,6 +36,7 @@ class PackedConv2d(nn.Module):
             isinstance(conv, nn.Conv2d)
             and type(conv).forward is nn.Conv2d.forward
             and type(conv)._conv_forward in (nn.Conv2d._conv_forward, Conv2d._conv_forward)
+            and not (isinstance(conv, Conv2d) and is_4x4(conv))  # which takes its weight as it is
             and (conv.padding_mode == "zeros" or is_winograd(conv))
             and not isinstance(conv.padding, str)
             and conv.weight.dtype is torch.float32
@@ -85,7 +86,7 @@ def bake(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if hasattr(module, "bake"):
             module.bake()
-    conditioned = {id(m) for module in model.modules() if getattr(module, "_baked", None) for m in module.modules()}
+    conditioned = {id(m) for module in model.modules() if getattr(module, "_baked", None) is not None for m in module.modules()}
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if PackedConv2d.applies(child) and id(child) not in conditioned:

@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import _backend
+from ..ops import _winograd
 from ..ops.conv3x3 import PADDINGS, conv3x3, fast
+from ..ops.conv4x4 import conv4x4, conv_transpose4x4
 
 WORTH = 1e8  # products of a convolution of stride 2 from which on copies for the gradient of its weight pay
 
@@ -18,11 +20,36 @@ def is_3x3(conv: nn.Conv2d) -> bool:
     return shape == ((3, 3), (1, 1), (1, 1), (1, 1)) and conv.groups == 1 and conv.padding_mode in PADDINGS
 
 
+def is_4x4(conv: nn.Conv2d | nn.ConvTranspose2d) -> bool:
+    """Whether it is what ops.conv4x4 (conv_transpose4x4) computes, fast for its channels."""
+    shape, padding = (conv.kernel_size, conv.dilation, conv.groups), conv.padding
+    if shape != ((4, 4), (1, 1), 1) or isinstance(padding, str) or padding[0] != padding[1] or padding[0] > 3:
+        return False
+    if isinstance(conv, nn.ConvTranspose2d):
+        fits = conv.stride == (2, 2) and conv.output_padding == (0, 0)
+        read, written = conv.in_channels, 4 * conv.out_channels
+    else:
+        fits, read, written = conv.stride in ((1, 1), (2, 2)), conv.in_channels, conv.out_channels
+    return fits and _winograd.fast(conv.weight, read, written)
+
+
+def _takes(conv: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> bool:
+    """Whether x is an image of its type. Autocast, and what comes without a batch, are torch's to handle."""
+    return x.dim() == 4 and x.dtype is conv.weight.dtype and not torch.is_autocast_enabled(x.device.type)
+
+
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """conv2d with the zero padding that keeps the size, for odd kernels: 3x3 through `ops.conv3x3`."""
     if weight.size(-1) == 3 and not torch.is_autocast_enabled(x.device.type):
         return conv3x3(x, weight, bias)
     return F.conv2d(x, weight, bias, padding=weight.size(-1) // 2)
+
+
+def convolve4x4(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """conv2d with a 4x4 kernel, stride 2 and zero padding 1, which halves the size: through `ops.conv4x4`."""
+    if x.dtype is not weight.dtype or torch.is_autocast_enabled(x.device.type):
+        return F.conv2d(x, weight, bias, 2, 1)
+    return conv4x4(x, weight, bias)
 
 
 class _ByPlanes(torch.autograd.Function):
@@ -70,8 +97,8 @@ def halves(conv: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> bool:
 
 
 class Conv2d(nn.Conv2d):
-    """torch.nn.Conv2d, with 3x3 convolutions of float32 images through `ops.conv3x3`, and a faster backward of such of
-    stride 2."""
+    """torch.nn.Conv2d, with 3x3 convolutions of float32 images through `ops.conv3x3`, a faster backward of such of
+    stride 2, and 4x4 ones through `ops.conv4x4`."""
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if halves(self, x):
@@ -79,16 +106,23 @@ class Conv2d(nn.Conv2d):
             if self.padding_mode != "zeros":
                 x, padding = F.pad(x, self._reversed_padding_repeated_twice, self.padding_mode), (0, 0)
             return _ByPlanes.apply(x, weight, bias, self.stride, padding, self.dilation, False, (0, 0), 1)
-        # Autocast, and what comes without a batch, are torch's to handle.
-        if x.dim() != 4 or x.dtype is not weight.dtype or torch.is_autocast_enabled(x.device.type) or not is_3x3(self):
+        if _takes(self, x) and is_4x4(self):
+            padding = self.padding[0]
+            if self.padding_mode != "zeros":
+                x, padding = F.pad(x, self._reversed_padding_repeated_twice, self.padding_mode), 0
+            return conv4x4(x, weight, bias, self.stride[0], padding)
+        if not _takes(self, x) or not is_3x3(self):
             return nn.Conv2d._conv_forward(self, x, weight, bias)
         return conv3x3(x, weight, bias, self.padding_mode)
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
-    """torch.nn.ConvTranspose2d, with a faster backward of 3x3 kernels of stride 2."""
+    """torch.nn.ConvTranspose2d, with a faster backward of 3x3 kernels of stride 2, and 4x4 ones through
+    `ops.conv_transpose4x4`."""
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if output_size is None and _takes(self, x) and is_4x4(self):
+            return conv_transpose4x4(x, self.weight, self.bias, self.padding[0])
         if output_size is not None or not halves(self, x):
             return super().forward(x, output_size)
         geometry = self.stride, self.padding, self.dilation, True, self.output_padding, 1

@@ -1,24 +1,29 @@
 """A 3x3 convolution and the 2x2 average pooling behind it, as one convolution with stride 2."""
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
+from .conv import convolve4x4
 
-def pooled_weight(weight: Tensor) -> Tensor:
-    """weight [O, C, 3, 3] as [O, C, 4, 4]: the mean of its four places in a window of 4x4."""
-    rows = F.pad(weight, (0, 0, 0, 1)) + F.pad(weight, (0, 0, 1, 0))
-    return (F.pad(rows, (0, 1)) + F.pad(rows, (1, 0))) / 4
+POOLED = ((0.5, 0, 0), (0.5, 0.5, 0), (0, 0.5, 0.5), (0, 0, 0.5))  # of a line of three taps
+
+
+def widened(weight: Tensor, line: tuple[tuple[float, ...], ...]) -> Tensor:
+    """weight [O, C, 3, 3] as [O, C, 4, 4] in channels_last, made of sums of its rows and columns as in `line`."""
+    one = torch.tensor(line, dtype=weight.dtype, device=weight.device)
+    taps = weight.permute(0, 2, 3, 1).flatten(1, 2)
+    return (torch.kron(one, one) @ taps).unflatten(1, (4, 4)).permute(0, 3, 1, 2)
 
 
 def downsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """avg_pool2d(conv2d(x, weight, bias, padding=1), 2).
 
     x [N, C, H, W], weight [O, C, 3, 3], bias [O] -> [N, O, H // 2, W // 2]. Exact up to summation order, at borders
-    too. Of 36 products for a pixel of y and a pair of channels 16 are left.
+    too. Of 36 products for a pixel of y and a pair of channels 16 are left, 7 as `conv4x4` computes them.
     """
     if tuple(weight.shape[2:]) != (3, 3):
         raise ValueError(f"weight has shape {list(weight.shape)}, expected [O, C, 3, 3]")
-    return F.conv2d(x, pooled_weight(weight), bias, stride=2, padding=1)
+    return convolve4x4(x, widened(weight, POOLED), bias)
 
 
 class DownsampleConv2d(nn.Conv2d):

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import conv3x3, modulate, positional_norm
-from ..ops.conv3x3 import READ, fast
+from ..ops._winograd import READ
+from ..ops.conv3x3 import fast
 from ._norm import statistics_of
 from .label_conv import resized
 

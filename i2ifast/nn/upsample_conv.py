@@ -1,37 +1,31 @@
 """Nearest x2 upsampling and the convolution behind it, as one convolution of the small map."""
 
-from itertools import product
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import _backend
-from ..ops.conv3x3 import PADDINGS, PackedConv3x3, conv3x3, fast
+from ..ops import conv_transpose4x4
+from ..ops._winograd import fast
+from ..ops.conv3x3 import PADDINGS, PackedConv3x3, conv3x3
+from .downsample_conv import widened
 
 WORTH = 1e8  # products of the large convolution from which on the small one, with its copies, takes less time
-PIXELS = 1024  # of the small maps from which on a 3x3 kernel made into four pays for that
-
-
-def _taps(kernel: int) -> Tensor:
-    """[2, 3, kernel]: which taps of a line of the kernel meet which pixel of the small map, for even and odd pixels.
-
-    Output pixel 2 i + phase reads the upsampled pixels 2 i + phase + tap - kernel // 2, which repeat pixels of the
-    small map, i - 1, i or i + 1.
-    """
-    taps = torch.zeros(2, 3, kernel)
-    for phase, tap in product(range(2), range(kernel)):
-        taps[phase, (phase + tap - kernel // 2) // 2 + 1, tap] = 1
-    return taps
+# Which taps of a line of three make the four of a transposed convolution; and which of five meet the pixel before, the
+# same one and the next of the small map, for even and for odd pixels of the large one.
+DOUBLED = ((0, 0, 1), (0, 1, 1), (1, 1, 0), (1, 0, 0))
+QUARTERED = (
+    ((1, 1, 0, 0, 0), (0, 0, 1, 1, 0), (0, 0, 0, 0, 1)),
+    ((1, 0, 0, 0, 0), (0, 1, 1, 0, 0), (0, 0, 0, 1, 1)),
+)
 
 
 def small_weight(weight: Tensor) -> Tensor:
-    """weight [O, C, k, k] as [4 O, C, 3, 3], for the four pixels that one of the small map becomes, row by row."""
-    outputs, channels, kernel, _ = weight.shape
-    taps = _taps(kernel).to(weight)
-    both = torch.einsum("aik,bjl->klabij", taps, taps).reshape(kernel * kernel, 36)
-    four = weight.reshape(-1, kernel * kernel) @ both
-    return four.view(outputs, channels, 4, 3, 3).permute(2, 0, 1, 3, 4).reshape(4 * outputs, channels, 3, 3)
+    """weight [O, C, 5, 5] as [4 O, C, 3, 3], for the four pixels that one of the small map becomes, row by row."""
+    lines = torch.tensor(QUARTERED, dtype=weight.dtype, device=weight.device)
+    both = torch.einsum("aik,bjl->abijkl", lines, lines).reshape(36, 25)
+    four = both @ weight.permute(0, 2, 3, 1).flatten(1, 2)  # [O, 36, C]
+    return four.unflatten(1, (4, 3, 3)).transpose(0, 1).flatten(0, 1).permute(0, 3, 1, 2)
 
 
 def _spread(z: Tensor) -> Tensor:
@@ -59,15 +53,14 @@ def _reflect_rows(y: Tensor, x: Tensor, weight: Tensor, corners: bool) -> None:
 
 
 def _pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether the small convolution is the faster: measured on the CPU. With a 3x3 kernel it has as many products.
+    """Whether the small convolution is the faster: measured on the CPU.
 
     Autocast is torch's to handle.
     """
     if not _backend.fast() or x.device.type != "cpu" or x.dtype is not weight.dtype or torch.is_autocast_enabled("cpu"):
         return False
-    pixels = x[:, 0].numel()
-    saves = weight.size(-1) == 5 or (pixels >= PIXELS and fast(x, x.size(1), 4 * weight.size(0)))
-    return saves and 4 * pixels * weight.numel() >= WORTH
+    saves = weight.size(-1) == 5 or fast(x, x.size(1), 4 * weight.size(0))
+    return saves and 4 * x[:, 0].numel() * weight.numel() >= WORTH
 
 
 def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, padding_mode: str = "zeros") -> Tensor:
@@ -75,7 +68,7 @@ def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, paddi
 
     x [N, C, H, W], weight [O, C, k, k] with k 3 or 5, bias [O] -> [N, O, 2 H, 2 W]; padding_mode 'zeros', 'replicate'
     or 'reflect'. Exact up to summation order, at borders too. Of 36 (100 for k = 5) products for a pixel of x and a
-    pair of channels 36 are left, 16 as `conv3x3` computes them.
+    pair of channels 16 (36) are left, 7 (16) as `conv_transpose4x4` (`conv3x3`) computes them.
     """
     kernel = weight.size(-1)
     if kernel not in (3, 5) or weight.size(-2) != kernel:
@@ -85,12 +78,20 @@ def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, paddi
     if not _pays(x, weight):
         pad, mode = (kernel // 2,) * 4, "constant" if padding_mode == "zeros" else padding_mode
         return F.conv2d(F.pad(F.interpolate(x, scale_factor=2), pad, mode), weight, bias)
+    if kernel == 3:
+        return _transposed(x, widened(weight, DOUBLED), bias, padding_mode)
     return _enlarged(conv3x3(x, *_small(weight, bias, padding_mode)), x, weight, padding_mode)
 
 
+def _transposed(x: Tensor, weight: Tensor, bias: Tensor | None, padding_mode: str) -> Tensor:
+    """With weight [O, C, 4, 4]. One upsampled pixel of reflection is the outermost one repeated."""
+    if padding_mode == "zeros":
+        return conv_transpose4x4(x, weight.transpose(0, 1), bias)
+    return conv_transpose4x4(F.pad(x, (1, 1, 1, 1), "replicate"), weight.transpose(0, 1), bias, 3)
+
+
 def _small(weight: Tensor, bias: Tensor | None, padding_mode: str) -> tuple[Tensor, Tensor | None, str]:
-    """Weight, bias and padding of the convolution of the small map."""
-    # One upsampled pixel of reflection is the outermost one repeated.
+    """Weight, bias and padding of the convolution of the small map, for 5x5 kernels."""
     padding = "zeros" if padding_mode == "zeros" else "replicate"
     return small_weight(weight), None if bias is None else bias.repeat(4), padding
 
@@ -98,7 +99,7 @@ def _small(weight: Tensor, bias: Tensor | None, padding_mode: str) -> tuple[Tens
 def _enlarged(z: Tensor, x: Tensor, weight: Tensor, padding_mode: str) -> Tensor:
     """What the large convolution of x upsampled gives, of z, which the small one of x gave."""
     y = _spread(z)
-    if padding_mode == "reflect" and weight.size(-1) == 5:
+    if padding_mode == "reflect":
         _reflect_rows(y, x, weight, corners=True)
         _reflect_rows(y.transpose(2, 3), x.transpose(2, 3), weight.transpose(2, 3), corners=False)
     return y
@@ -107,13 +108,18 @@ def _enlarged(z: Tensor, x: Tensor, weight: Tensor, padding_mode: str) -> Tensor
 class UpsampleConv2d(nn.Conv2d):
     """An nn.Upsample(scale_factor=2) and the nn.Conv2d behind it, by `upsample_conv2d`; parameters are the Conv2d's."""
 
-    _baked: PackedConv3x3 | None = None
+    _baked: Tensor | PackedConv3x3 | None = None
 
     def bake(self) -> None:
-        """Lay the small weight out once, for inference: later changes of the parameters have no effect."""
-        self._baked = PackedConv3x3(*_small(self.weight, self.bias, self.padding_mode))
+        """Make the small weight once, for inference: later changes of the parameters have no effect."""
+        if self.weight.size(-1) == 3:
+            self._baked = widened(self.weight, DOUBLED)
+        else:
+            self._baked = PackedConv3x3(*_small(self.weight, self.bias, self.padding_mode))
 
     def forward(self, x: Tensor) -> Tensor:
         if self._baked is None or not _pays(x, self.weight):
             return upsample_conv2d(x, self.weight, self.bias, self.padding_mode)
+        if isinstance(self._baked, Tensor):
+            return _transposed(x, self._baked, self.bias, self.padding_mode)
         return _enlarged(self._baked(x), x, self.weight, self.padding_mode)

@@ -4,6 +4,7 @@ from ._panoptic import PanopticSources, PanopticWindows, panoptic_sources, panop
 from .bias_act import bias_act
 from .channel_pool import channel_pool
 from .conv3x3 import PackedConv3x3, conv3x3
+from .conv4x4 import conv4x4, conv_transpose4x4
 from .dynamic_conv import dynamic_conv
 from .feature_matching import feature_matching
 from .gather_sum import gather_sum
@@ -35,6 +36,8 @@ __all__ = [
     "bias_act",
     "channel_pool",
     "conv3x3",
+    "conv4x4",
+    "conv_transpose4x4",
     "dynamic_conv",
     "feature_matching",
     "fixed_statistics",

@@ -5,46 +5,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from .. import _backend
+from . import _winograd
 from ._op import autograd, check_4d, define, memory_format
-
-# Channels that the CPU kernel takes in blocks: of the map it reads, and of the one it writes.
-READ, WRITTEN = 16, 64
-# What lies outside of the image, by the names of torch.nn.Conv2d's padding_mode; the kernel knows them by number.
-PADDINGS = ("zeros", "replicate", "reflect")
-# Found once, for torch's compiler cannot ask while it traces.
-AVX512 = not _backend.missing["cpu"] and torch.ops.i2ifast_cpu.instruction_set() == 2
+from ._winograd import PADDINGS, like
 
 
 def fast(x: Tensor, read: int, written: int) -> bool:
-    """Whether the CPU kernel runs: Winograd's F(2x2, 3x3), float32.
-
-    It needs the registers of AVX-512. Errors are within the 2x rule of the library's convolution (tests/test_ops.py).
-    """
-    return (
-        x.device.type == "cpu"
-        and x.dtype is torch.float32
-        and x.numel() > 0
-        and min(x.shape[2:]) > 1  # else most of every tile is padding
-        and read % READ == 0
-        and written % WRITTEN == 0
-        and AVX512
-        and _backend.choose("conv3x3", "conv3x3", x) == "cpu"
-    )
-
-
-def transformed(weight: Tensor, adjoint: bool = False) -> Tensor:
-    """G w G^T of every channel pair, [16, O / 64, C, 64] flattened, as the CPU kernel reads it."""
-    u = weight.new_empty(16 * weight.size(0) * weight.size(1))
-    torch.ops.i2ifast_cpu.conv3x3_weight(weight, adjoint, u)
-    return u
-
-
-def apply_transformed(x: Tensor, u: Tensor, bias: Tensor | None, outputs: int, padding: str = "zeros") -> Tensor:
-    y = _like(x, x.size(0), outputs, *x.shape[2:], layout=torch.channels_last)
-    x = x.contiguous(memory_format=torch.channels_last)
-    torch.ops.i2ifast_cpu.conv3x3(x, u, bias, PADDINGS.index(padding), y)
-    return y
+    """Whether the CPU kernel runs: not for maps of which most of every tile is padding."""
+    return min(x.shape[2:]) > 1 and _winograd.fast(x, read, written)
 
 
 def _padded(x: Tensor, padding: str) -> tuple[Tensor, int]:
@@ -54,14 +22,14 @@ def _padded(x: Tensor, padding: str) -> tuple[Tensor, int]:
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, padding: str) -> Tensor:
     if fast(x, x.size(1), weight.size(0)):
-        return apply_transformed(x, transformed(weight), bias, weight.size(0), padding)
+        return _winograd.convolved(x, weight, bias, x.shape[2:], padding=padding)
     x, zeros = _padded(x, padding)
     return F.conv2d(x, weight, bias, padding=zeros).contiguous(memory_format=memory_format(x))
 
 
 def _dx(dy: Tensor, weight: Tensor, padding: str) -> Tensor:
     if fast(dy, dy.size(1), weight.size(1)):
-        dx = apply_transformed(dy, transformed(weight, adjoint=True), None, weight.size(1))
+        dx = _winograd.convolved(dy, weight, None, dy.shape[2:], adjoint=True)
     else:
         shape = (dy.size(0), weight.size(1), *dy.shape[2:])
         dx = conv2d_input(shape, weight, dy, padding=1).contiguous(memory_format=memory_format(dy))
@@ -100,14 +68,7 @@ def _dweight(x: Tensor, dy: Tensor, padding: str) -> Tensor:
     if not fast(x, x.size(1), dy.size(1)):
         x, zeros = _padded(x, padding)
         return conv2d_weight(x, shape, dy, padding=zeros).contiguous(memory_format=torch.channels_last)
-    dweight = torch.empty(shape, memory_format=torch.channels_last)
-    x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))
-    torch.ops.i2ifast_cpu.conv3x3_dweight(x, dy, PADDINGS.index(padding), dweight)
-    return dweight
-
-
-def _like(t: Tensor, *shape: int, layout: torch.memory_format) -> Tensor:
-    return torch.empty(shape, dtype=t.dtype, device=t.device, memory_format=layout)
+    return _winograd.dweight(x, dy, 3, padding=padding)
 
 
 def _setup(ctx, inputs, output) -> None:
@@ -139,7 +100,7 @@ def _backward_of_dweight(ctx, g: Tensor):
 def _forward_fake(x: Tensor, weight: Tensor, outputs: int) -> Tensor:
     """Of the adjoint too: x read, `outputs` channels written."""
     layout = torch.channels_last if fast(x, x.size(1), outputs) else memory_format(x)
-    return _like(x, x.size(0), outputs, x.size(2), x.size(3), layout=layout)
+    return like(x, x.size(0), outputs, x.size(2), x.size(3), layout=layout)
 
 
 define(
@@ -158,7 +119,7 @@ define(
     "conv3x3_dweight",
     "(Tensor x, Tensor dy, str padding) -> Tensor",
     _dweight,
-    lambda x, dy, padding: _like(x, dy.size(1), x.size(1), 3, 3, layout=torch.channels_last),
+    lambda x, dy, padding: like(x, dy.size(1), x.size(1), 3, 3, layout=torch.channels_last),
 )
 autograd("conv3x3", _setup, _backward)
 autograd("conv3x3_dx", _setup, _backward_of_dx)
@@ -187,9 +148,9 @@ class PackedConv3x3:
         self.weight, self.bias, self.padding, self._transformed = weight, bias, padding, None
 
     def __call__(self, x: Tensor) -> Tensor:
-        outputs = self.weight.size(0)
-        if not fast(x, x.size(1), outputs):
+        if not fast(x, x.size(1), self.weight.size(0)):
             return conv3x3(x, self.weight, self.bias, self.padding)
         if self._transformed is None:
-            self._transformed = transformed(self.weight)
-        return apply_transformed(x, self._transformed, self.bias, outputs, self.padding)
+            self._transformed = _winograd.transformed(self.weight)
+        size, packed = x.shape[2:], self._transformed
+        return _winograd.convolved(x, self.weight, self.bias, size, padding=self.padding, packed=packed)

@@ -40,6 +40,28 @@ def _conv(padding: str) -> Case:
     )
 
 
+def _conv4x4(stride: int, padding: int) -> Case:
+    """Of small maps the padding is as large as leaves a window."""
+
+    def inputs(shape, g):
+        return {**_conv_inputs(shape, g), "weight": 0.2 * normal(g, 64, shape[1], 4, 4)}
+
+    def possible(x):
+        return padding if min(x.shape[2:]) + 2 * padding >= 4 else 2
+
+    return Case(
+        f"conv4x4-{stride}-{padding}",
+        inputs,
+        lambda x, weight, bias: ops.conv4x4(x, weight, bias, stride, possible(x)),
+        lambda x, weight, bias: F.conv2d(x, weight, bias, stride, possible(x)),
+    )
+
+
+def _transposed_inputs(shape, g):
+    n, c, h, w = shape
+    return {"x": normal(g, *shape), "weight": 0.2 * normal(g, c, 16, 4, 4), "bias": normal(g, 16)}
+
+
 def _linear_inputs(shape, g):
     n, c, h, w = shape
     return {"x": normal(g, n * h * w, c), "weight": normal(g, 2 * c, c), "bias": normal(g, 2 * c)}
@@ -69,6 +91,14 @@ CASES = [
     Case("conv3x3", _conv_inputs, ops.conv3x3, lambda x, weight, bias: F.conv2d(x, weight, bias, padding=1)),
     _conv("replicate"),
     _conv("reflect"),
+    _conv4x4(1, 2),
+    _conv4x4(2, 1),
+    Case(
+        "conv_transpose4x4",
+        _transposed_inputs,
+        ops.conv_transpose4x4,
+        lambda x, weight, bias: F.conv_transpose2d(x, weight, bias, 2, 1),
+    ),
     Case("linear", _linear_inputs, ops.linear, F.linear),
     Case("gather_sum", _gather_inputs, ops.gather_sum, _gather_plain),
 ]

@@ -1,0 +1,72 @@
+// Convolutions of channels_last float32 maps with 16 products per tile and channel pair (Lavin and Gray, Fast Algorithms for
+// Convolutional Neural Networks, 2016): 3x3 kernels as F(2x2, 3x3), 16 instead of 36; 4x4 kernels as four of 2x2, each by
+// F(3x3, 2x2), 16 instead of 36. With stride 2 the four read the even and odd rows and columns, with stride 1 they are shifted by
+// two pixels; the adjoint of stride 2 (a transposed convolution) writes even and odd ones.
+//   y = A^T [(G w G^T) . (B^T d B)] A      dw = G^T [(B^T d B) . (A dy A^T)] G      dx: y of dy, with w turned over
+#pragma once
+#include "isa.h"
+
+namespace i2ifast {
+
+constexpr int64_t kOutputs = 64;   // output channels of a block
+constexpr int64_t kLanes = 16;     // channels of a vector
+constexpr int64_t kRows = 6;       // rows of a product whose sums stay in registers, with kOutputs columns
+constexpr int64_t kDepth = 64;     // rows of a block of the transformed weight
+constexpr int64_t kChannels = 48;  // channels of a block of the weight's gradient
+constexpr int64_t kSkew = 16;      // floats between rows and planes, which else fall on the same places in the caches
+
+enum class Padding { zeros, replicate, reflect };
+
+// A map seen as phases * phases maps, of which pixel i is pixel step * i + shift * phase + first of it, in rows and in columns.
+struct View {
+  const float* data;
+  int64_t n, h, w, c, phases, step, shift, first;
+};
+
+struct Winograd {
+  int64_t taps;           // of the small kernels, 3 or 2
+  View read, written;     // written.data is read where gradients of weights are made of it
+  int64_t grid_h, grid_w;  // pixels of each map of `written`
+  Padding padding;
+  // The weight [.., .., kernel, kernel]: strides, and the row (column) at_zero + by_tap * tap + by_phase * phase that a tap of a
+  // phase takes. A gradient has it too.
+  const float* weight;
+  int64_t by_read, by_written, by_row, by_column, at_zero, by_tap, by_phase;
+  const float *packed, *bias;  // transformed weight, and bias of the written channels; may be null
+  float* y;
+  int64_t first, tiles;  // the tiles that are done at a time
+  float* v;              // transformed tiles that are read, [16, tiles, row()]
+  int64_t parts;         // forward: items that share a block of outputs; gradient: items that share the 16 products
+  // Gradient of the weight:
+  float *e, *du, *dweight;  // transformed tiles of dy by blocks of outputs; products [block of both, 16, kChannels, 64]; may be null
+  bool last;                // no tiles come after these
+
+  int64_t depth() const { return read.phases * read.phases * read.c; }
+  int64_t outputs() const { return written.phases * written.phases * written.c; }
+  int64_t blocks() const { return outputs() / kOutputs; }
+  int64_t side() const { return 5 - taps; }  // pixels of a tile
+  int64_t across() const { return (grid_w + side() - 1) / side(); }
+  int64_t down() const { return (grid_h + side() - 1) / side(); }
+  int64_t all_tiles() const { return read.n * down() * across(); }
+  int64_t row() const { return depth() + kSkew; }                               // of v
+  int64_t plane() const { return tiles * row() + kSkew; }
+  int64_t output_plane() const { return tiles * kOutputs + kSkew; }             // of e
+  int64_t channel_blocks() const { return (read.c + kChannels - 1) / kChannels; }  // of a phase
+  int64_t gradient_blocks() const { return read.phases * read.phases * channel_blocks() * blocks(); }
+};
+
+constexpr int64_t kWeightPlane = kDepth * kOutputs + kSkew;
+constexpr int64_t kGradientBlock = 16 * kChannels * kOutputs;
+inline int64_t winograd_block(const Winograd& p) { return (p.depth() + kDepth - 1) / kDepth * 16 * kWeightPlane; }  // floats of packed
+// Of the products of one part, and what each caller of winograd_products needs.
+inline int64_t winograd_plane(const Winograd& p) { return ((p.tiles + p.parts - 1) / p.parts + kRows) * kOutputs + kSkew; }
+inline int64_t winograd_scratch(const Winograd& p) { return 16 * (winograd_plane(p) + kWeightPlane); }
+
+I2IFAST_DECLARE(void, winograd_weight, (const Winograd& p, float* u, int64_t begin, int64_t end))        // blocks of 64 outputs
+I2IFAST_DECLARE(void, winograd_read, (const Winograd& p, int64_t begin, int64_t end))                    // tiles after `first`
+I2IFAST_DECLARE(void, winograd_products, (const Winograd& p, float* scratch, int64_t begin, int64_t end))  // blocks of outputs x parts
+I2IFAST_DECLARE(void, winograd_read_gradient, (const Winograd& p, int64_t begin, int64_t end))           // tiles after `first`
+I2IFAST_DECLARE(void, winograd_gradient, (const Winograd& p, int64_t begin, int64_t end))                // gradient_blocks() x parts
+I2IFAST_DECLARE(void, winograd_dweight, (const Winograd& p, int64_t begin, int64_t end))                 // gradient_blocks()
+
+}  // namespace i2ifast
