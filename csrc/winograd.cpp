@@ -35,6 +35,8 @@ Winograd params(const View& read, const View& written, const Tensor& weight, boo
     p.at_zero = adjoint ? 2 : 0, p.by_tap = adjoint ? -2 : 2, p.by_phase = 1;
     if (adjoint) p.read.first = -1, p.grid_h = (written.h - 1 + pad) / 2 + 1, p.grid_w = (written.w - 1 + pad) / 2 + 1;
   }
+  auto cost = [&](int64_t window) { return p.window = window, p.down() * p.across() * p.products(); };
+  p.window = kernel == 3 || cost(4) <= cost(3) ? 4 : 3;
   STD_TORCH_CHECK(weight.scalar_type() == ScalarType::Float, "expected float32");
   p.weight = static_cast<const float*>(weight.data_ptr());
   p.by_read = weight.stride(adjoint ? 0 : 1), p.by_written = weight.stride(adjoint ? 1 : 0);
@@ -47,7 +49,7 @@ Winograd params(const View& read, const View& written, const Tensor& weight, boo
 
 // Tiles done at a time.
 int64_t some_tiles(const Winograd& p, int64_t threads) {
-  int64_t fit = kTransformed / (16 * p.depth()) / kTiles * kTiles;
+  int64_t fit = kTransformed / (p.products() * p.depth()) / kTiles * kTiles;
   fit = fit < kFewest ? kFewest : fit > kMost ? kMost : fit;
   fit = fit < threads * kTiles ? threads * kTiles : fit;
   return p.all_tiles() < fit ? p.all_tiles() : fit;
@@ -55,13 +57,14 @@ int64_t some_tiles(const Winograd& p, int64_t threads) {
 
 }  // namespace
 
-void winograd_weight(const Tensor& weight, bool adjoint, int64_t stride, const Tensor& u) {
+// Of 3x3 kernels.
+void winograd_weight(const Tensor& weight, const Tensor& u) {
   View read{}, written{};
-  read.phases = written.phases = 1;
-  read.c = weight.size(adjoint ? 0 : 1), written.c = weight.size(adjoint ? 1 : 0);
-  Winograd p = params(read, written, weight, adjoint, stride, 1);
+  read.phases = written.phases = 1, read.c = weight.size(1), written.c = weight.size(0);
+  Winograd p = params(read, written, weight, false, 1, 1);
   float* out = mutable_floats(u, "u");
-  STD_TORCH_CHECK(u.numel() == p.blocks() * winograd_block(p), "u: expected ", p.blocks() * winograd_block(p), " elements");
+  STD_TORCH_CHECK(weight.size(2) == 3 && u.numel() == p.blocks() * winograd_block(p), "expected a 3x3 kernel and ",
+                  p.blocks() * winograd_block(p), " elements of u");
   auto kernel = I2IFAST_PICK(winograd_weight);
   torch::stable::parallel_for(0, p.blocks(), 1, [&](int64_t begin, int64_t end) { kernel(p, out + begin * winograd_block(p), begin, end); });
 }
@@ -74,7 +77,7 @@ void winograd(const Tensor& x, const Tensor& weight, const std::optional<Tensor>
   p.packed = packed ? floats(*packed, "packed") : nullptr, p.bias = bias ? floats(*bias, "bias") : nullptr;
   p.y = static_cast<float*>(output(y));
   int64_t threads = torch::stable::get_num_threads(), all = p.all_tiles(), most = some_tiles(p, threads);
-  auto v = scratch(16 * (most * p.row() + kSkew) + kRows * p.row());
+  auto v = scratch(p.products() * (most * p.row() + kSkew) + kRows * p.row());
   p.v = v.get();
   auto read = I2IFAST_PICK(winograd_read);
   auto products = I2IFAST_PICK(winograd_products);
@@ -96,10 +99,10 @@ void winograd_dweight(const Tensor& x, const Tensor& dy, int64_t stride, int64_t
   p.padding = static_cast<Padding>(padding);
   p.dweight = static_cast<float*>(output(dweight));
   int64_t threads = torch::stable::get_num_threads(), all = p.all_tiles(), most = some_tiles(p, threads);
-  auto v = scratch(16 * (most * p.row() + kSkew)), e = scratch(16 * p.blocks() * (most * kOutputs + kSkew));
+  auto v = scratch(p.products() * (most * p.row() + kSkew)), e = scratch(p.products() * p.blocks() * (most * kOutputs + kSkew));
   p.v = v.get(), p.e = e.get();
-  p.parts = p.gradient_blocks() >= 2 * threads ? 1 : p.gradient_blocks() * 4 >= 2 * threads ? 4 : 16;
-  auto du = scratch(all > most || p.parts > 1 ? p.gradient_blocks() * kGradientBlock : 0);
+  p.parts = p.gradient_blocks() >= 2 * threads ? 1 : p.gradient_blocks() * 3 >= 2 * threads ? 3 : p.products();
+  auto du = scratch(all > most || p.parts > 1 ? p.gradient_blocks() * p.products() * kGradientPlane : 0);
   p.du = all > most || p.parts > 1 ? du.get() : nullptr;
   auto read = I2IFAST_PICK(winograd_read_gradient);
   auto gradient = I2IFAST_PICK(winograd_gradient);
@@ -113,7 +116,7 @@ void winograd_dweight(const Tensor& x, const Tensor& dy, int64_t stride, int64_t
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(i2ifast_cpu, m) {
-  m.def("winograd_weight(Tensor weight, bool adjoint, int stride, Tensor(a!) u) -> ()");
+  m.def("winograd_weight(Tensor weight, Tensor(a!) u) -> ()");
   m.def(
       "winograd(Tensor x, Tensor weight, Tensor? packed, Tensor? bias, bool adjoint, int stride, int pad, int padding, Tensor(a!) y) -> ()");
   m.def("winograd_dweight(Tensor x, Tensor dy, int stride, int pad, int padding, Tensor(a!) dweight) -> ()");

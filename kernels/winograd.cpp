@@ -9,6 +9,7 @@ typedef int32_t lanes __attribute__((vector_size(kLanes * 4)));
 
 #define LOAD(p) (*reinterpret_cast<const vec*>(p))
 #define STORE(p, v) (*reinterpret_cast<vec*>(p) = (v))
+#define KIND(function) (p.taps == 3 ? function<3, 4> : p.window == 4 ? function<2, 4> : function<2, 3>)
 
 struct Tile {
   int64_t n, y, x;  // of its first output pixel
@@ -27,53 +28,69 @@ inline int64_t seen(int64_t i, int64_t size, Padding padding) {
   return mirrored < 0 ? 0 : mirrored;
 }
 
-// B^T d B of one tile, d its 4x4 pixels in each phase: 16 rows of depth(), a plane apart.
+// B^T d.
+template <int64_t Window>
+inline void differences(const vec d[Window], vec v[Window]) {
+  if (Window == 4)
+    v[0] = d[0] - d[2], v[1] = d[1] + d[2], v[2] = d[2] - d[1], v[3] = d[1] - d[Window - 1];
+  else
+    v[0] = d[0] - d[1], v[1] = d[1], v[2] = d[1] - d[2];
+}
+
+// B^T d B of one tile, d its window in each phase: a row of depth() for each product, a plane apart.
+template <int64_t Taps, int64_t Window>
 void transform_read(const Winograd& p, const Tile& t, float* v) {
   const View& map = p.read;
   int64_t plane = p.plane();
   for (int64_t phase = 0; phase < map.phases * map.phases; ++phase, v += map.c) {
-    const float* pixel[4][4];
-    for (int64_t i = 0; i < 4; ++i)
-      for (int64_t j = 0; j < 4; ++j) {
+    const float* pixel[Window][Window];
+    for (int64_t i = 0; i < Window; ++i)
+      for (int64_t j = 0; j < Window; ++j) {
         int64_t y = seen(map.step * (t.y + i) + map.shift * (phase / map.phases) + map.first, map.h, p.padding);
         int64_t x = seen(map.step * (t.x + j) + map.shift * (phase % map.phases) + map.first, map.w, p.padding);
         pixel[i][j] = y >= 0 && x >= 0 ? map.data + ((t.n * map.h + y) * map.w + x) * map.c : nullptr;
       }
     for (int64_t c = 0; c < map.c; c += kLanes) {
-      vec d[4][4], r[4][4];
-      for (int64_t i = 0; i < 4; ++i)
-        for (int64_t j = 0; j < 4; ++j) d[i][j] = pixel[i][j] ? LOAD(pixel[i][j] + c) : vec{};
-      for (int64_t j = 0; j < 4; ++j) {
-        r[0][j] = d[0][j] - d[2][j];
-        r[1][j] = d[1][j] + d[2][j];
-        r[2][j] = d[2][j] - d[1][j];
-        r[3][j] = d[1][j] - d[3][j];
+      vec r[Window][Window];
+      for (int64_t j = 0; j < Window; ++j) {
+        vec column[Window];
+        for (int64_t i = 0; i < Window; ++i) column[i] = pixel[i][j] ? LOAD(pixel[i][j] + c) : vec{};
+        differences<Window>(column, r[j]);
       }
-      for (int64_t i = 0; i < 4; ++i) {
-        float* out = v + i * 4 * plane + c;
-        STORE(out, r[i][0] - r[i][2]);
-        STORE(out + plane, r[i][1] + r[i][2]);
-        STORE(out + 2 * plane, r[i][2] - r[i][1]);
-        STORE(out + 3 * plane, r[i][1] - r[i][3]);
+      for (int64_t i = 0; i < Window; ++i) {
+        vec row[Window], out[Window];
+        for (int64_t j = 0; j < Window; ++j) row[j] = r[j][i];
+        differences<Window>(row, out);
+        for (int64_t j = 0; j < Window; ++j) STORE(v + (i * Window + j) * plane + c, out[j]);
       }
     }
   }
 }
 
-// A^T m, of F(2, 3) or F(3, 2).
-template <int64_t Taps>
-inline void back(const vec m[4], vec y[5 - Taps]) {
-  vec sum = m[1] + m[2], difference = m[1] - m[2];
-  y[0] = m[0] + sum;
-  y[1] = Taps == 3 ? difference - m[3] : difference;
-  if (Taps == 2) y[4 - Taps] = sum - m[3];
+// A^T m.
+template <int64_t Taps, int64_t Window>
+inline void back(const vec m[Window], vec y[Window + 1 - Taps]) {
+  constexpr int64_t last = Window - Taps;
+  if (Window == 3) {
+    y[0] = m[0] + m[1], y[1] = m[1] - m[2];
+  } else {
+    vec sum = m[1] + m[2], difference = m[1] - m[2];
+    y[0] = m[0] + sum;
+    y[1] = Taps == 3 ? difference - m[Window - 1] : difference;
+    if (Taps == 2) y[last] = sum - m[Window - 1];
+  }
 }
 
 // A y, its adjoint.
-template <int64_t Taps>
-inline void forth(const vec y[5 - Taps], vec m[4]) {
-  vec even = Taps == 2 ? y[0] + y[4 - Taps] : y[0];
-  m[0] = y[0], m[1] = even + y[1], m[2] = even - y[1], m[3] = -y[4 - Taps];
+template <int64_t Taps, int64_t Window>
+inline void forth(const vec y[Window + 1 - Taps], vec m[Window]) {
+  constexpr int64_t last = Window - Taps;
+  if (Window == 3) {
+    m[0] = y[0], m[1] = y[0] + y[1], m[2] = -y[1];
+  } else {
+    vec even = Taps == 2 ? y[0] + y[last] : y[0];
+    m[0] = y[0], m[1] = even + y[1], m[2] = even - y[1], m[Window - 1] = -y[last];
+  }
 }
 
 // Where pixel (i, j) of a tile lies in a phase of the written map; -1 outside of it.
@@ -85,10 +102,10 @@ inline int64_t place(const Winograd& p, const Tile& t, int64_t phase, int64_t i,
   return y >= 0 && y < map.h && x >= 0 && x < map.w ? ((t.n * map.h + y) * map.w + x) * map.c : -1;
 }
 
-// The outputs of one tile in a block of channels: A^T m A + bias, m being 16 rows of 64, `plane` apart.
-template <int64_t Taps>
+// The outputs of one tile in a block of channels: A^T m A + bias, m being rows of 64, `plane` apart.
+template <int64_t Taps, int64_t Window>
 void transform_written(const Winograd& p, const Tile& t, const float* m, int64_t plane, int64_t block) {
-  constexpr int64_t side = 5 - Taps;
+  constexpr int64_t side = Window + 1 - Taps;
   int64_t at[side][side] = {}, known = -1;  // of a phase
   for (int64_t o = 0; o < kOutputs; o += kLanes) {
     int64_t phase = (block * kOutputs + o) / p.written.c, channel = (block * kOutputs + o) % p.written.c;
@@ -96,42 +113,43 @@ void transform_written(const Winograd& p, const Tile& t, const float* m, int64_t
       for (int64_t i = 0; i < side; ++i)
         for (int64_t j = 0; j < side; ++j) at[i][j] = place(p, t, phase, i, j);
     known = phase;
-    vec s[4][side], bias = p.bias ? LOAD(p.bias + channel) : vec{};
-    for (int64_t j = 0; j < 4; ++j) {
-      vec column[4];
-      for (int64_t i = 0; i < 4; ++i) column[i] = LOAD(m + (i * 4 + j) * plane + o);
-      back<Taps>(column, s[j]);
+    vec s[Window][side], bias = p.bias ? LOAD(p.bias + channel) : vec{};
+    for (int64_t j = 0; j < Window; ++j) {
+      vec column[Window];
+      for (int64_t i = 0; i < Window; ++i) column[i] = LOAD(m + (i * Window + j) * plane + o);
+      back<Taps, Window>(column, s[j]);
     }
     for (int64_t i = 0; i < side; ++i) {
-      vec row[4] = {s[0][i], s[1][i], s[2][i], s[3][i]}, y[side];
-      back<Taps>(row, y);
+      vec row[Window], y[side];
+      for (int64_t j = 0; j < Window; ++j) row[j] = s[j][i];
+      back<Taps, Window>(row, y);
       for (int64_t j = 0; j < side; ++j)
         if (at[i][j] >= 0) STORE(p.y + at[i][j] + channel, y[j] + bias);
     }
   }
 }
 
-// A dy A^T of one tile: for each block of 64 channels 16 rows. Adjoint of transform_written.
-template <int64_t Taps>
+// A dy A^T of one tile: for each block of 64 channels as many rows. Adjoint of transform_written.
+template <int64_t Taps, int64_t Window>
 void transform_gradient(const Winograd& p, const Tile& t, float* e) {
-  constexpr int64_t side = 5 - Taps;
+  constexpr int64_t side = Window + 1 - Taps;
   int64_t plane = p.output_plane(), at[side][side];
   for (int64_t i = 0; i < side; ++i)
     for (int64_t j = 0; j < side; ++j) at[i][j] = place(p, t, 0, i, j);
-  for (int64_t block = 0; block < p.blocks(); ++block, e += 16 * plane)
+  for (int64_t block = 0; block < p.blocks(); ++block, e += Window * Window * plane)
     for (int64_t o = 0; o < kOutputs; o += kLanes) {
-      vec r[side][4];
+      vec r[side][Window];
       for (int64_t j = 0; j < side; ++j) {
         vec column[side];
         for (int64_t i = 0; i < side; ++i)
           column[i] = at[i][j] >= 0 ? LOAD(p.written.data + at[i][j] + block * kOutputs + o) : vec{};
-        forth<Taps>(column, r[j]);
+        forth<Taps, Window>(column, r[j]);
       }
-      for (int64_t i = 0; i < 4; ++i) {
-        vec row[side], m[4];
+      for (int64_t i = 0; i < Window; ++i) {
+        vec row[side], m[Window];
         for (int64_t j = 0; j < side; ++j) row[j] = r[j][i];
-        forth<Taps>(row, m);
-        for (int64_t j = 0; j < 4; ++j) STORE(e + (4 * i + j) * plane + o, m[j]);
+        forth<Taps, Window>(row, m);
+        for (int64_t j = 0; j < Window; ++j) STORE(e + (Window * i + j) * plane + o, m[j]);
       }
     }
 }
@@ -173,21 +191,27 @@ inline void exchange(vec* r) {
 
 inline void transpose(vec* r) { exchange<8>(r), exchange<4>(r), exchange<2>(r), exchange<1>(r); }
 
-// G w, of F(2, 3) or F(3, 2).
-template <int64_t Taps>
-inline void spread(const vec w[Taps], vec u[4]) {
-  vec even = 0.5f * (Taps == 3 ? w[0] + w[Taps - 1] : w[0]), odd = 0.5f * w[1];
-  u[0] = w[0], u[1] = even + odd, u[2] = even - odd, u[3] = w[Taps - 1];
+// G w.
+template <int64_t Taps, int64_t Window>
+inline void spread(const vec w[Taps], vec u[Window]) {
+  if (Window == 3) {
+    u[0] = w[0], u[1] = w[0] + w[1], u[2] = w[1];
+  } else {
+    vec even = 0.5f * (Taps == 3 ? w[0] + w[Taps - 1] : w[0]), odd = 0.5f * w[1];
+    u[0] = w[0], u[1] = even + odd, u[2] = even - odd, u[Window - 1] = w[Taps - 1];
+  }
 }
 
 // G^T u, its adjoint.
-template <int64_t Taps>
-inline void gather(const vec u[4], vec w[Taps]) {
-  vec even = 0.5f * (u[1] + u[2]), odd = 0.5f * (u[1] - u[2]);
-  if (Taps == 3)
-    w[0] = u[0] + even, w[1] = odd, w[Taps - 1] = even + u[3];
-  else
-    w[0] = u[0] + even, w[1] = odd + u[3];
+template <int64_t Taps, int64_t Window>
+inline void gather(const vec u[Window], vec w[Taps]) {
+  if (Window == 3) {
+    w[0] = u[0] + u[1], w[1] = u[1] + u[2];
+  } else {
+    vec even = 0.5f * (u[1] + u[2]), odd = 0.5f * (u[1] - u[2]);
+    w[0] = u[0] + even, w[1] = Taps == 3 ? odd : odd + u[Window - 1];
+    if (Taps == 3) w[Taps - 1] = even + u[Window - 1];
+  }
 }
 
 // Where a tap of a phase of the small kernels lies in the weight.
@@ -198,7 +222,7 @@ inline int64_t tap_of(const Winograd& p, int64_t phase, int64_t phases, int64_t 
 }
 
 // G w G^T of 16 read channels from `d` on and a block of outputs.
-template <int64_t Taps>
+template <int64_t Taps, int64_t Window>
 void transform_weight(const Winograd& p, int64_t d, int64_t block, float* u) {
   constexpr int64_t kColumns = kOutputs / kLanes;
   vec w[Taps * Taps][kLanes][kColumns];  // outputs innermost
@@ -230,28 +254,28 @@ void transform_weight(const Winograd& p, int64_t d, int64_t block, float* u) {
   }
   for (int64_t c = 0; c < kLanes; ++c)
     for (int64_t o = 0; o < kColumns; ++o) {
-      vec r[Taps][4];
+      vec r[Taps][Window];
       for (int64_t j = 0; j < Taps; ++j) {
         vec column[Taps];
         for (int64_t i = 0; i < Taps; ++i) column[i] = w[i * Taps + j][c][o];
-        spread<Taps>(column, r[j]);
+        spread<Taps, Window>(column, r[j]);
       }
-      for (int64_t i = 0; i < 4; ++i) {
-        vec row[Taps], spreads[4];
+      for (int64_t i = 0; i < Window; ++i) {
+        vec row[Taps], spreads[Window];
         for (int64_t j = 0; j < Taps; ++j) row[j] = r[j][i];
-        spread<Taps>(row, spreads);
-        for (int64_t j = 0; j < 4; ++j) STORE(u + (4 * i + j) * kWeightPlane + c * kOutputs + o * kLanes, spreads[j]);
+        spread<Taps, Window>(row, spreads);
+        for (int64_t j = 0; j < Window; ++j) STORE(u + (Window * i + j) * kWeightPlane + c * kOutputs + o * kLanes, spreads[j]);
       }
     }
 }
 
 void transform_weights(const Winograd& p, int64_t d, int64_t rows, int64_t block, float* u) {
   for (int64_t row = 0; row < rows; row += kLanes)
-    (p.taps == 3 ? transform_weight<3> : transform_weight<2>)(p, d + row, block, u + row * kOutputs);
+    KIND(transform_weight)(p, d + row, block, u + row * kOutputs);
 }
 
-// dw of `count` read channels from `d` on and a block of outputs: G^T du G, du being [16][kChannels][64].
-template <int64_t Taps>
+// dw of `count` read channels from `d` on and a block of outputs: G^T du G, du being [products()][kChannels][64].
+template <int64_t Taps, int64_t Window>
 void transform_products(const Winograd& p, const float* du, int64_t d, int64_t count, int64_t block) {
   int64_t phase = d / p.read.c;
   vec w[Taps * Taps][kLanes];
@@ -259,15 +283,16 @@ void transform_products(const Winograd& p, const float* du, int64_t d, int64_t c
     for (int64_t o = 0; o < kOutputs; o += kLanes) {
       for (int64_t i = 0; i < kLanes; ++i) {
         const float* u = du + (c + i) * kOutputs + o;
-        vec r[4][Taps];
-        for (int64_t j = 0; j < 4; ++j) {
-          vec column[4];
-          for (int64_t k = 0; k < 4; ++k) column[k] = LOAD(u + (4 * k + j) * kChannels * kOutputs);
-          gather<Taps>(column, r[j]);
+        vec r[Window][Taps];
+        for (int64_t j = 0; j < Window; ++j) {
+          vec column[Window];
+          for (int64_t k = 0; k < Window; ++k) column[k] = LOAD(u + (Window * k + j) * kGradientPlane);
+          gather<Taps, Window>(column, r[j]);
         }
         for (int64_t k = 0; k < Taps; ++k) {
-          vec row[4] = {r[0][k], r[1][k], r[2][k], r[3][k]}, taps[Taps];
-          gather<Taps>(row, taps);
+          vec row[Window], taps[Taps];
+          for (int64_t j = 0; j < Window; ++j) row[j] = r[j][k];
+          gather<Taps, Window>(row, taps);
           for (int64_t j = 0; j < Taps; ++j) w[k * Taps + j][i] = taps[j];
         }
       }
@@ -284,52 +309,53 @@ void transform_products(const Winograd& p, const float* du, int64_t d, int64_t c
 
 void winograd_weight(const Winograd& p, float* u, int64_t begin, int64_t end) {
   for (int64_t block = begin; block < end; ++block)
-    for (int64_t d = 0; d < p.depth(); d += kDepth, u += 16 * kWeightPlane)
+    for (int64_t d = 0; d < p.depth(); d += kDepth, u += p.products() * kWeightPlane)
       transform_weights(p, d, p.depth() - d < kDepth ? p.depth() - d : kDepth, block, u);
 }
 
 void winograd_read(const Winograd& p, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) transform_read(p, Tile(p, p.first + i), p.v + i * p.row());
+  for (int64_t i = begin; i < end; ++i) KIND(transform_read)(p, Tile(p, p.first + i), p.v + i * p.row());
 }
 
 void winograd_products(const Winograd& p, float* scratch, int64_t begin, int64_t end) {
-  int64_t depth = p.depth(), plane = winograd_plane(p);
-  float *m = scratch, *own = scratch + 16 * plane;
+  int64_t depth = p.depth(), plane = winograd_plane(p), products = p.products();
+  float *m = scratch, *own = scratch + products * plane;
   for (int64_t item = begin; item < end; ++item) {
     int64_t block = item / p.parts, part = item % p.parts;
     int64_t first = p.tiles * part / p.parts, count = p.tiles * (part + 1) / p.parts - first;
     for (int64_t d = 0; d < depth; d += kDepth) {
       int64_t rows = depth - d < kDepth ? depth - d : kDepth;
-      const float* u = p.packed ? p.packed + block * winograd_block(p) + d / kDepth * 16 * kWeightPlane : own;
+      const float* u = p.packed ? p.packed + block * winograd_block(p) + d / kDepth * products * kWeightPlane : own;
       if (!p.packed) transform_weights(p, d, rows, block, own);
-      for (int64_t k = 0; k < 16; ++k)
+      for (int64_t k = 0; k < products; ++k)
         for (int64_t i = 0; i < count; i += kRows)  // rows past `count` are made of what lies there, and not read
           (d ? multiply<true, kRows> : multiply<false, kRows>)(p.v + k * p.plane() + (first + i) * p.row() + d, p.row(), 1, u + k * kWeightPlane,
                                                                rows, m + k * plane + i * kOutputs);
     }
     for (int64_t i = 0; i < count; ++i)
-      (p.taps == 3 ? transform_written<3> : transform_written<2>)(p, Tile(p, p.first + first + i), m + i * kOutputs, plane, block);
+      KIND(transform_written)(p, Tile(p, p.first + first + i), m + i * kOutputs, plane, block);
   }
 }
 
 void winograd_read_gradient(const Winograd& p, int64_t begin, int64_t end) {
   winograd_read(p, begin, end);
   for (int64_t i = begin; i < end; ++i)
-    (p.taps == 3 ? transform_gradient<3> : transform_gradient<2>)(p, Tile(p, p.first + i), p.e + i * kOutputs);
+    KIND(transform_gradient)(p, Tile(p, p.first + i), p.e + i * kOutputs);
 }
 
 void winograd_gradient(const Winograd& p, int64_t begin, int64_t end) {
   constexpr int64_t kRun = 64;  // tiles summed in registers before they are added to what came before
-  float own[kGradientBlock];
+  float own[16 * kGradientPlane];
+  int64_t products = p.products();
   for (int64_t item = begin; item < end; ++item) {
     int64_t place = item / p.parts, part = item % p.parts, block = place % p.blocks(), group = place / p.blocks();
     int64_t from = group % p.channel_blocks() * kChannels, d = group / p.channel_blocks() * p.read.c + from;
     int64_t count = p.read.c - from < kChannels ? p.read.c - from : kChannels;
-    float* du = p.du ? p.du + place * kGradientBlock : own;
-    for (int64_t k = 16 * part / p.parts; k < 16 * (part + 1) / p.parts; ++k) {
-      float* sums = du + k * kChannels * kOutputs;
-      if (p.first == 0) std::memset(sums, 0, kChannels * kOutputs * sizeof(float));
-      const float *v = p.v + k * p.plane() + d, *e = p.e + (block * 16 + k) * p.output_plane();
+    float* du = p.du ? p.du + place * products * kGradientPlane : own;
+    for (int64_t k = products * part / p.parts; k < products * (part + 1) / p.parts; ++k) {
+      float* sums = du + k * kGradientPlane;
+      if (p.first == 0) std::memset(sums, 0, kGradientPlane * sizeof(float));
+      const float *v = p.v + k * p.plane() + d, *e = p.e + (block * products + k) * p.output_plane();
       for (int64_t i = 0; i < p.tiles; i += kRun) {
         int64_t run = p.tiles - i < kRun ? p.tiles - i : kRun;
         const float *a = v + i * p.row(), *b = e + i * kOutputs;
@@ -339,7 +365,7 @@ void winograd_gradient(const Winograd& p, int64_t begin, int64_t end) {
       }
     }
     if (p.last && p.parts == 1)
-      (p.taps == 3 ? transform_products<3> : transform_products<2>)(p, du, d, count, block);
+      KIND(transform_products)(p, du, d, count, block);
   }
 }
 
@@ -347,7 +373,7 @@ void winograd_dweight(const Winograd& p, int64_t begin, int64_t end) {
   for (int64_t place = begin; place < end; ++place) {
     int64_t block = place % p.blocks(), group = place / p.blocks(), from = group % p.channel_blocks() * kChannels;
     int64_t count = p.read.c - from < kChannels ? p.read.c - from : kChannels;
-    (p.taps == 3 ? transform_products<3> : transform_products<2>)(p, p.du + place * kGradientBlock,
+    KIND(transform_products)(p, p.du + place * p.products() * kGradientPlane,
                                                                  group / p.channel_blocks() * p.read.c + from, count, block);
   }
 }

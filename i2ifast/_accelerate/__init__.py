@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils.spectral_norm import SpectralNorm as TorchSpectralNorm
 
-from ..nn.conv import Conv2d, is_3x3
+from ..nn.conv import Conv2d, ConvTranspose2d, is_3x3, is_4x4
 from ..nn.spade import SPADE
 from ..nn.spectral import SpectralNorm, adopt, release
 from ._change import Changed, change, difference, replace, restored
@@ -23,7 +23,7 @@ KINDS = (
     "SPADE layers",
     "instance norms with activation",
     "spectral norms",
-    "3x3 convolutions",
+    "convolutions",
     "SPADE residual blocks",
     "upsamplings in front of them",
     "upsamplings with convolution",
@@ -44,7 +44,8 @@ def accelerate(model: nn.Module) -> nn.Module:
     - Layers with the parameters and formula of MUNIT's layer norm and adaptive instance norm, ILN and AdaILN (U-GAT-IT,
       NICE-GAN), AdaIN of a style vector (StarGAN v2), FADE (TSIT) and CLADE's affine of classes, proved as above.
     - Hooks of torch.nn.utils.spectral_norm.
-    - 3x3 convolutions with stride 1 and zero padding 1.
+    - 3x3 convolutions with stride 1 and padding 1; 4x4 ones with stride 1 or 2, transposed ones with stride 2, where
+      their numbers of channels are such that `ops.conv4x4` is fast.
 
     Outputs and gradients are the same up to summation order. A layer called in a way that its replacement does not know
     (keyword arguments, hooks on its children) runs its own forward. The model can be copied, pickled (loading it takes
@@ -62,9 +63,9 @@ def accelerate(model: nn.Module) -> nn.Module:
             change(module, FusedSequential)
             count["instance norms with activation"] += pairs[0]
             count["upsamplings with convolution"] += pairs[1]
-        elif type(module) is nn.Conv2d and is_3x3(module):
-            change(module, _Conv2d)
-            count["3x3 convolutions"] += 1
+        elif type(module) in CONVOLUTIONS and (is_4x4(module) or (type(module) is nn.Conv2d and is_3x3(module))):
+            change(module, CONVOLUTIONS[type(module)])
+            count["convolutions"] += 1
         else:
             for mixin, parts, inputs, attributes in candidates(module):
                 if not difference(module, mixin, parts, inputs, attributes):
@@ -102,6 +103,15 @@ def _changeable(module: nn.Module) -> bool:
 
 
 class _Conv2d(Changed):
-    """3x3 convolutions through ops.conv3x3."""
+    """3x3 and 4x4 convolutions through ops.conv3x3 and ops.conv4x4."""
 
     _conv_forward = Conv2d._conv_forward
+
+
+class _ConvTranspose2d(Changed):
+    """4x4 transposed convolutions through ops.conv_transpose4x4."""
+
+    forward = ConvTranspose2d.forward
+
+
+CONVOLUTIONS = {nn.Conv2d: _Conv2d, nn.ConvTranspose2d: _ConvTranspose2d}

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from ..ops.conv3x3 import PackedConv3x3, fast
+from ..ops.conv4x4 import conv4x4
 from .conv import Conv2d, is_3x3, is_4x4
 
 
@@ -18,7 +19,8 @@ def is_winograd(conv: nn.Conv2d) -> bool:
 class PackedConv2d(nn.Module):
     """A convolution whose weight lies as its kernel wants it, instead of being laid out in every forward.
 
-    3x3 convolutions take the kernel of ops.conv3x3 where it applies, others oneDNN's.
+    3x3 convolutions take the kernel of ops.conv3x3 where it applies, 4x4 ones that of ops.conv4x4, which reads the
+    weight as it is, and others oneDNN's.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -27,6 +29,7 @@ class PackedConv2d(nn.Module):
         self.weight = conv.weight.detach()
         self.geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
         self.winograd = PackedConv3x3(self.weight, self.bias, conv.padding_mode) if is_winograd(conv) else None
+        self.four = (conv.stride[0], conv.padding[0]) if is_4x4(conv) else None
         self.packed: Tensor | None = None
 
     @staticmethod
@@ -36,7 +39,6 @@ class PackedConv2d(nn.Module):
             isinstance(conv, nn.Conv2d)
             and type(conv).forward is nn.Conv2d.forward
             and type(conv)._conv_forward in (nn.Conv2d._conv_forward, Conv2d._conv_forward)
-            and not (isinstance(conv, Conv2d) and is_4x4(conv))  # which takes its weight as it is
             and (conv.padding_mode == "zeros" or is_winograd(conv))
             and not isinstance(conv.padding, str)
             and conv.weight.dtype is torch.float32
@@ -50,6 +52,8 @@ class PackedConv2d(nn.Module):
             raise RuntimeError("a baked network has no gradients: call it under torch.no_grad(), or the original")
         if self.winograd is not None:
             return self.winograd(x)
+        if self.four is not None:
+            return conv4x4(x, self.weight, self.bias, *self.four)
         if self.packed is None:  # the best layout depends on the input's size; any later size works as well
             self.packed = torch._C._nn.mkldnn_reorder_conv2d_weight(
                 self.weight.to_mkldnn(), *self.geometry, list(x.shape)
@@ -86,7 +90,9 @@ def bake(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if hasattr(module, "bake"):
             module.bake()
-    conditioned = {id(m) for module in model.modules() if getattr(module, "_baked", None) is not None for m in module.modules()}
+    conditioned = {
+        id(m) for module in model.modules() if getattr(module, "_baked", None) is not None for m in module.modules()
+    }
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if PackedConv2d.applies(child) and id(child) not in conditioned:

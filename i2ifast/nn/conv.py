@@ -124,7 +124,7 @@ class ConvTranspose2d(nn.ConvTranspose2d):
         if output_size is None and _takes(self, x) and is_4x4(self):
             return conv_transpose4x4(x, self.weight, self.bias, self.padding[0])
         if output_size is not None or not halves(self, x):
-            return super().forward(x, output_size)
+            return nn.ConvTranspose2d.forward(self, x, output_size)
         geometry = self.stride, self.padding, self.dilation, True, self.output_padding, 1
         return _ByPlanes.apply(x, self.weight, self.bias, *geometry)
 

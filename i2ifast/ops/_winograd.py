@@ -15,7 +15,7 @@ AVX512 = not _backend.missing["cpu"] and torch.ops.i2ifast_cpu.instruction_set()
 
 
 def fast(x: Tensor, read: int, written: int) -> bool:
-    """Whether the kernel runs: Winograd's F(2x2, 3x3) and F(3x3, 2x2), float32.
+    """Whether the kernel runs: Winograd's F(2x2, 3x3), F(3x3, 2x2) and F(2x2, 2x2), float32.
 
     It needs the registers of AVX-512. Errors are within the 2x rule of the library's convolution (tests/test_ops.py).
     """
@@ -30,14 +30,11 @@ def fast(x: Tensor, read: int, written: int) -> bool:
     )
 
 
-def transformed(weight: Tensor, adjoint: bool = False, stride: int = 1) -> Tensor:
-    """G w G^T of every channel pair, as the kernel reads it."""
-    read, written = weight.shape[:2] if adjoint else weight.shape[1::-1]
-    phases = (weight.size(2) - 2) ** 2  # small kernels that a 4x4 one is made of
-    read, written = (read, written * phases) if adjoint and stride == 2 else (read * phases, written)
-    blocks = written // WRITTEN * -(-read // DEPTH)
+def transformed(weight: Tensor) -> Tensor:
+    """G w G^T of every channel pair of 3x3 kernels, as the kernel reads it."""
+    blocks = weight.size(0) // WRITTEN * -(-weight.size(1) // DEPTH)
     u = weight.new_empty(blocks * 16 * (DEPTH * WRITTEN + SKEW))
-    torch.ops.i2ifast_cpu.winograd_weight(weight, adjoint, stride, u)
+    torch.ops.i2ifast_cpu.winograd_weight(weight, u)
     return u
 
 
