@@ -7,7 +7,7 @@ namespace i2ifast {
 namespace {
 
 constexpr int64_t kTiles = 48, kFewest = 3 * kTiles, kMost = 8 * kTiles;  // tiles that are transformed at a time, ...
-constexpr int64_t kTransformed = 2 << 20;                    // ... and floats that they are to be
+constexpr int64_t kTransformed = 2 << 20;                                 // ... and floats that they are to be
 
 View view(const Tensor& map) {
   STD_TORCH_CHECK(map.scalar_type() == ScalarType::Float, "expected float32");
@@ -66,7 +66,8 @@ void winograd_weight(const Tensor& weight, const Tensor& u) {
   STD_TORCH_CHECK(weight.size(2) == 3 && u.numel() == p.blocks() * winograd_block(p), "expected a 3x3 kernel and ",
                   p.blocks() * winograd_block(p), " elements of u");
   auto kernel = I2IFAST_PICK(winograd_weight);
-  torch::stable::parallel_for(0, p.blocks(), 1, [&](int64_t begin, int64_t end) { kernel(p, out + begin * winograd_block(p), begin, end); });
+  torch::stable::parallel_for(0, p.blocks(), 1,
+                              [&](int64_t begin, int64_t end) { kernel(p, out + begin * winograd_block(p), begin, end); });
 }
 
 void winograd(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& packed, const std::optional<Tensor>& bias, bool adjoint,
@@ -118,7 +119,8 @@ void winograd_dweight(const Tensor& x, const Tensor& dy, int64_t stride, int64_t
 STABLE_TORCH_LIBRARY_FRAGMENT(i2ifast_cpu, m) {
   m.def("winograd_weight(Tensor weight, Tensor(a!) u) -> ()");
   m.def(
-      "winograd(Tensor x, Tensor weight, Tensor? packed, Tensor? bias, bool adjoint, int stride, int pad, int padding, Tensor(a!) y) -> ()");
+      "winograd(Tensor x, Tensor weight, Tensor? packed, Tensor? bias, bool adjoint, int stride, int pad, int padding, Tensor(a!) y) -> "
+      "()");
   m.def("winograd_dweight(Tensor x, Tensor dy, int stride, int pad, int padding, Tensor(a!) dweight) -> ()");
 }
 STABLE_TORCH_LIBRARY_IMPL(i2ifast_cpu, CPU, m) {

@@ -141,8 +141,7 @@ void transform_gradient(const Winograd& p, const Tile& t, float* e) {
       vec r[side][Window];
       for (int64_t j = 0; j < side; ++j) {
         vec column[side];
-        for (int64_t i = 0; i < side; ++i)
-          column[i] = at[i][j] >= 0 ? LOAD(p.written.data + at[i][j] + block * kOutputs + o) : vec{};
+        for (int64_t i = 0; i < side; ++i) column[i] = at[i][j] >= 0 ? LOAD(p.written.data + at[i][j] + block * kOutputs + o) : vec{};
         forth<Taps, Window>(column, r[j]);
       }
       for (int64_t i = 0; i < Window; ++i) {
@@ -270,8 +269,7 @@ void transform_weight(const Winograd& p, int64_t d, int64_t block, float* u) {
 }
 
 void transform_weights(const Winograd& p, int64_t d, int64_t rows, int64_t block, float* u) {
-  for (int64_t row = 0; row < rows; row += kLanes)
-    KIND(transform_weight)(p, d + row, block, u + row * kOutputs);
+  for (int64_t row = 0; row < rows; row += kLanes) KIND(transform_weight)(p, d + row, block, u + row * kOutputs);
 }
 
 // dw of `count` read channels from `d` on and a block of outputs: G^T du G, du being [products()][kChannels][64].
@@ -329,18 +327,16 @@ void winograd_products(const Winograd& p, float* scratch, int64_t begin, int64_t
       if (!p.packed) transform_weights(p, d, rows, block, own);
       for (int64_t k = 0; k < products; ++k)
         for (int64_t i = 0; i < count; i += kRows)  // rows past `count` are made of what lies there, and not read
-          (d ? multiply<true, kRows> : multiply<false, kRows>)(p.v + k * p.plane() + (first + i) * p.row() + d, p.row(), 1, u + k * kWeightPlane,
-                                                               rows, m + k * plane + i * kOutputs);
+          (d ? multiply<true, kRows> : multiply<false, kRows>)(p.v + k * p.plane() + (first + i) * p.row() + d, p.row(), 1,
+                                                               u + k * kWeightPlane, rows, m + k * plane + i * kOutputs);
     }
-    for (int64_t i = 0; i < count; ++i)
-      KIND(transform_written)(p, Tile(p, p.first + first + i), m + i * kOutputs, plane, block);
+    for (int64_t i = 0; i < count; ++i) KIND(transform_written)(p, Tile(p, p.first + first + i), m + i * kOutputs, plane, block);
   }
 }
 
 void winograd_read_gradient(const Winograd& p, int64_t begin, int64_t end) {
   winograd_read(p, begin, end);
-  for (int64_t i = begin; i < end; ++i)
-    KIND(transform_gradient)(p, Tile(p, p.first + i), p.e + i * kOutputs);
+  for (int64_t i = begin; i < end; ++i) KIND(transform_gradient)(p, Tile(p, p.first + i), p.e + i * kOutputs);
 }
 
 void winograd_gradient(const Winograd& p, int64_t begin, int64_t end) {
@@ -364,8 +360,7 @@ void winograd_gradient(const Winograd& p, int64_t begin, int64_t end) {
         for (; c < count; c += 2) multiply<true, 2>(a + c, 1, p.row(), b, run, sums + c * kOutputs);
       }
     }
-    if (p.last && p.parts == 1)
-      KIND(transform_products)(p, du, d, count, block);
+    if (p.last && p.parts == 1) KIND(transform_products)(p, du, d, count, block);
   }
 }
 
@@ -373,8 +368,7 @@ void winograd_dweight(const Winograd& p, int64_t begin, int64_t end) {
   for (int64_t place = begin; place < end; ++place) {
     int64_t block = place % p.blocks(), group = place / p.blocks(), from = group % p.channel_blocks() * kChannels;
     int64_t count = p.read.c - from < kChannels ? p.read.c - from : kChannels;
-    KIND(transform_products)(p, p.du + place * p.products() * kGradientPlane,
-                                                                 group / p.channel_blocks() * p.read.c + from, count, block);
+    KIND(transform_products)(p, p.du + place * p.products() * kGradientPlane, group / p.channel_blocks() * p.read.c + from, count, block);
   }
 }
 

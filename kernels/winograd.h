@@ -25,8 +25,8 @@ struct View {
 };
 
 struct Winograd {
-  int64_t taps, window;   // of the small kernels, and of the tiles that are read, in a row: 3 and 4, 2 and 4, or 2 and 3
-  View read, written;     // written.data is read where gradients of weights are made of it
+  int64_t taps, window;    // of the small kernels, and of the tiles that are read, in a row: 3 and 4, 2 and 4, or 2 and 3
+  View read, written;      // written.data is read where gradients of weights are made of it
   int64_t grid_h, grid_w;  // pixels of each map of `written`
   Padding padding;
   // The weight [.., .., kernel, kernel]: strides, and the row (column) at_zero + by_tap * tap + by_phase * phase that a tap of a
@@ -39,8 +39,9 @@ struct Winograd {
   float* v;              // transformed tiles that are read, [products(), tiles, row()]
   int64_t parts;         // forward: items that share a block of outputs; gradient: items that share the products
   // Gradient of the weight:
-  float *e, *du, *dweight;  // transformed tiles of dy by blocks of outputs; products [block of both, products(), kChannels, 64]; may be null
-  bool last;                // no tiles come after these
+  float *e, *du,
+      *dweight;  // transformed tiles of dy by blocks of outputs; products [block of both, products(), kChannels, 64]; may be null
+  bool last;     // no tiles come after these
 
   int64_t depth() const { return read.phases * read.phases * read.c; }
   int64_t outputs() const { return written.phases * written.phases * written.c; }
@@ -50,9 +51,9 @@ struct Winograd {
   int64_t across() const { return (grid_w + side() - 1) / side(); }
   int64_t down() const { return (grid_h + side() - 1) / side(); }
   int64_t all_tiles() const { return read.n * down() * across(); }
-  int64_t row() const { return depth() + kSkew; }                               // of v
+  int64_t row() const { return depth() + kSkew; }  // of v
   int64_t plane() const { return tiles * row() + kSkew; }
-  int64_t output_plane() const { return tiles * kOutputs + kSkew; }             // of e
+  int64_t output_plane() const { return tiles * kOutputs + kSkew; }                // of e
   int64_t channel_blocks() const { return (read.c + kChannels - 1) / kChannels; }  // of a phase
   int64_t gradient_blocks() const { return read.phases * read.phases * channel_blocks() * blocks(); }
 };
@@ -65,11 +66,11 @@ inline int64_t winograd_block(const Winograd& p) { return (p.depth() + kDepth - 
 inline int64_t winograd_plane(const Winograd& p) { return ((p.tiles + p.parts - 1) / p.parts + kRows) * kOutputs + kSkew; }
 inline int64_t winograd_scratch(const Winograd& p) { return p.products() * (winograd_plane(p) + kWeightPlane); }
 
-I2IFAST_DECLARE(void, winograd_weight, (const Winograd& p, float* u, int64_t begin, int64_t end))        // blocks of 64 outputs
-I2IFAST_DECLARE(void, winograd_read, (const Winograd& p, int64_t begin, int64_t end))                    // tiles after `first`
+I2IFAST_DECLARE(void, winograd_weight, (const Winograd& p, float* u, int64_t begin, int64_t end))          // blocks of 64 outputs
+I2IFAST_DECLARE(void, winograd_read, (const Winograd& p, int64_t begin, int64_t end))                      // tiles after `first`
 I2IFAST_DECLARE(void, winograd_products, (const Winograd& p, float* scratch, int64_t begin, int64_t end))  // blocks of outputs x parts
-I2IFAST_DECLARE(void, winograd_read_gradient, (const Winograd& p, int64_t begin, int64_t end))           // tiles after `first`
-I2IFAST_DECLARE(void, winograd_gradient, (const Winograd& p, int64_t begin, int64_t end))                // gradient_blocks() x parts
-I2IFAST_DECLARE(void, winograd_dweight, (const Winograd& p, int64_t begin, int64_t end))                 // gradient_blocks()
+I2IFAST_DECLARE(void, winograd_read_gradient, (const Winograd& p, int64_t begin, int64_t end))             // tiles after `first`
+I2IFAST_DECLARE(void, winograd_gradient, (const Winograd& p, int64_t begin, int64_t end))                  // gradient_blocks() x parts
+I2IFAST_DECLARE(void, winograd_dweight, (const Winograd& p, int64_t begin, int64_t end))                   // gradient_blocks()
 
 }  // namespace i2ifast
