@@ -18,12 +18,13 @@ View view(const Tensor& map) {
 Winograd params(const View& read, const View& written, const Tensor& weight, bool adjoint, int64_t stride, int64_t pad) {
   Winograd p{};
   int64_t kernel = weight.size(2);
-  STD_TORCH_CHECK((kernel == 3 && stride == 1 && pad == 1) || (kernel == 4 && (stride == 1 || stride == 2) && pad >= 0 && pad <= 3),
-                  "expected a kernel of 3, stride 1 and padding 1, or one of 4, stride 1 or 2 and padding 0 to 3");
-  p.taps = kernel == 3 ? 3 : 2;
+  STD_TORCH_CHECK((kernel == 3 && stride == 1 && pad == 1) || ((kernel == 4 || (kernel == 3 && stride == 2)) && pad >= 0 && pad <= 3),
+                  "expected a kernel of 3, stride 1 and padding 1, or one of 4 or of 3 and stride 2 with padding 0 to 3");
+  STD_TORCH_CHECK(stride == 1 || stride == 2, "expected stride 1 or 2");
+  p.kernel = kernel, p.taps = kernel == 3 && stride == 1 ? 3 : 2;
   p.read = read, p.written = written;
   p.grid_h = written.h, p.grid_w = written.w;
-  if (kernel == 3) {
+  if (p.taps == 3) {
     p.read.first = -1;
     p.at_zero = adjoint ? 2 : 0, p.by_tap = adjoint ? -1 : 1, p.by_phase = 0;
   } else if (stride == 1) {
@@ -36,7 +37,7 @@ Winograd params(const View& read, const View& written, const Tensor& weight, boo
     if (adjoint) p.read.first = -1, p.grid_h = (written.h - 1 + pad) / 2 + 1, p.grid_w = (written.w - 1 + pad) / 2 + 1;
   }
   auto cost = [&](int64_t window) { return p.window = window, p.down() * p.across() * p.products(); };
-  p.window = kernel == 3 || cost(4) <= cost(3) ? 4 : 3;
+  p.window = p.taps == 3 || cost(4) <= cost(3) ? 4 : 3;
   STD_TORCH_CHECK(weight.scalar_type() == ScalarType::Float, "expected float32");
   p.weight = static_cast<const float*>(weight.data_ptr());
   p.by_read = weight.stride(adjoint ? 0 : 1), p.by_written = weight.stride(adjoint ? 1 : 0);

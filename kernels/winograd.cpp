@@ -213,11 +213,19 @@ inline void gather(const vec u[Window], vec w[Taps]) {
   }
 }
 
-// Where a tap of a phase of the small kernels lies in the weight.
+// Where a tap of a phase of the small kernels lies in the weight; -1 if it is one of the zeros that make a 3x3 kernel a 4x4 one.
 inline int64_t tap_of(const Winograd& p, int64_t phase, int64_t phases, int64_t tap) {
   int64_t row = p.at_zero + p.by_tap * (tap / p.taps) + p.by_phase * (phase / phases);
   int64_t column = p.at_zero + p.by_tap * (tap % p.taps) + p.by_phase * (phase % phases);
-  return row * p.by_row + column * p.by_column;
+  return row < p.kernel && column < p.kernel ? row * p.by_row + column * p.by_column : -1;
+}
+
+// Whether product k of a phase is with zeros only: a line of the small kernel has one tap, the first (the last in the adjoint), and
+// the product is that of the other alone.
+inline bool idle(const Winograd& p, int64_t phase, int64_t k) {
+  if (p.kernel == 4 || p.taps == 3) return false;
+  int64_t phases = p.read.phases * p.written.phases, without = p.by_tap > 0 ? p.window - 1 : 0;
+  return (phase / phases == 1 && k / p.window == without) || (phase % phases == 1 && k % p.window == without);
 }
 
 // G w G^T of 16 read channels from `d` on and a block of outputs.
@@ -229,26 +237,31 @@ void transform_weight(const Winograd& p, int64_t d, int64_t block, float* u) {
   for (int64_t o = 0; o < kColumns; ++o) {
     int64_t output = block * kOutputs + o * kLanes, phase = d / p.read.c + output / p.written.c;  // one of them is 0
     const float* channels = p.weight + d % p.read.c * p.by_read + output % p.written.c * p.by_written;
-    for (int64_t tap = 0; tap < Taps * Taps; ++tap) from[tap][o] = channels + tap_of(p, phase, p.read.phases * p.written.phases, tap);
+    for (int64_t tap = 0; tap < Taps * Taps; ++tap) {
+      int64_t place = tap_of(p, phase, p.read.phases * p.written.phases, tap);
+      from[tap][o] = place < 0 ? nullptr : channels + place;
+      for (int64_t c = 0; place < 0 && c < kLanes; ++c) w[tap][c][o] = vec{};
+    }
   }
   if (p.by_written == 1) {
     for (int64_t c = 0; c < kLanes; ++c)
       for (int64_t tap = 0; tap < Taps * Taps; ++tap)
-        for (int64_t o = 0; o < kColumns; ++o) w[tap][c][o] = LOAD(from[tap][o] + c * p.by_read);
-  } else if (p.by_read == 1) {
+        for (int64_t o = 0; o < kColumns; ++o)
+          if (from[tap][o]) w[tap][c][o] = LOAD(from[tap][o] + c * p.by_read);
+  } else {
     for (int64_t o = 0; o < kColumns; ++o)
       for (int64_t tap = 0; tap < Taps * Taps; ++tap) {
+        if (!from[tap][o]) continue;
         vec rows[kLanes];
-        for (int64_t i = 0; i < kLanes; ++i) rows[i] = LOAD(from[tap][o] + i * p.by_written);
-        transpose(rows);
+        if (p.by_read == 1) {
+          for (int64_t i = 0; i < kLanes; ++i) rows[i] = LOAD(from[tap][o] + i * p.by_written);
+          transpose(rows);
+        } else {
+          float* row = reinterpret_cast<float*>(rows);
+          for (int64_t i = 0; i < kLanes; ++i)
+            for (int64_t c = 0; c < kLanes; ++c) row[c * kLanes + i] = from[tap][o][i * p.by_written + c * p.by_read];
+        }
         for (int64_t c = 0; c < kLanes; ++c) w[tap][c][o] = rows[c];
-      }
-  } else {
-    for (int64_t tap = 0; tap < Taps * Taps; ++tap)
-      for (int64_t o = 0; o < kColumns; ++o) {
-        float* out = reinterpret_cast<float*>(&w[tap][0][o]);
-        for (int64_t i = 0; i < kLanes; ++i)
-          for (int64_t c = 0; c < kLanes; ++c) out[c * kOutputs + i] = from[tap][o][i * p.by_written + c * p.by_read];
       }
   }
   for (int64_t c = 0; c < kLanes; ++c)
@@ -296,9 +309,10 @@ void transform_products(const Winograd& p, const float* du, int64_t d, int64_t c
       }
       float* out = p.dweight + (d % p.read.c + c) * p.by_read + (block * kOutputs + o) * p.by_written;
       for (int64_t tap = 0; tap < Taps * Taps; ++tap) {
+        int64_t place = tap_of(p, phase, p.read.phases, tap);
+        if (place < 0) continue;
         transpose(w[tap]);
-        float* place = out + tap_of(p, phase, p.read.phases, tap);
-        for (int64_t i = 0; i < kLanes; ++i) STORE(place + i * p.by_written, w[tap][i]);
+        for (int64_t i = 0; i < kLanes; ++i) STORE(out + place + i * p.by_written, w[tap][i]);
       }
     }
 }
@@ -325,10 +339,15 @@ void winograd_products(const Winograd& p, float* scratch, int64_t begin, int64_t
       int64_t rows = depth - d < kDepth ? depth - d : kDepth;
       const float* u = p.packed ? p.packed + block * winograd_block(p) + d / kDepth * products * kWeightPlane : own;
       if (!p.packed) transform_weights(p, d, rows, block, own);
-      for (int64_t k = 0; k < products; ++k)
-        for (int64_t i = 0; i < count; i += kRows)  // rows past `count` are made of what lies there, and not read
+      // A block of rows or of outputs that is of several phases has products of all.
+      int64_t phase = (p.read.c % kDepth ? 0 : d / p.read.c) + (p.written.c % kOutputs ? 0 : block * kOutputs / p.written.c);
+      for (int64_t k = 0; k < products; ++k) {
+        bool none = idle(p, phase, k);
+        if (none && d == 0) std::memset(m + k * plane, 0, count * kOutputs * sizeof(float));
+        for (int64_t i = 0; i < count && !none; i += kRows)  // rows past `count` are made of what lies there, and not read
           (d ? multiply<true, kRows> : multiply<false, kRows>)(p.v + k * p.plane() + (first + i) * p.row() + d, p.row(), 1,
                                                                u + k * kWeightPlane, rows, m + k * plane + i * kOutputs);
+      }
     }
     for (int64_t i = 0; i < count; ++i) KIND(transform_written)(p, Tile(p, p.first + first + i), m + i * kOutputs, plane, block);
   }
@@ -352,7 +371,7 @@ void winograd_gradient(const Winograd& p, int64_t begin, int64_t end) {
       float* sums = du + k * kGradientPlane;
       if (p.first == 0) std::memset(sums, 0, kGradientPlane * sizeof(float));
       const float *v = p.v + k * p.plane() + d, *e = p.e + (block * products + k) * p.output_plane();
-      for (int64_t i = 0; i < p.tiles; i += kRun) {
+      for (int64_t i = 0; i < p.tiles && !idle(p, d / p.read.c, k); i += kRun) {
         int64_t run = p.tiles - i < kRun ? p.tiles - i : kRun;
         const float *a = v + i * p.row(), *b = e + i * kOutputs;
         int64_t c = 0;

@@ -2,7 +2,7 @@
 // Networks, 2016): 3x3 kernels as F(2x2, 3x3), 16 products instead of 36; 4x4 kernels as four of 2x2, each by F(3x3, 2x2), 16
 // instead of 36, or F(2x2, 2x2), 9 instead of 16, whichever covers the map in fewer. With stride 2 the four read the even and odd
 // rows and columns, with stride 1 they are shifted by two pixels; the adjoint of stride 2 (a transposed convolution) writes even and
-// odd ones.
+// odd ones. A 3x3 kernel of stride 2 is a 4x4 one whose last taps are 0, and so are 15 of 64 products, which are not made.
 //   y = A^T [(G w G^T) . (B^T d B)] A      dw = G^T [(B^T d B) . (A dy A^T)] G      dx: y of dy, with w turned over
 #pragma once
 #include "isa.h"
@@ -25,6 +25,7 @@ struct View {
 };
 
 struct Winograd {
+  int64_t kernel;          // of the weight
   int64_t taps, window;    // of the small kernels, and of the tiles that are read, in a row: 3 and 4, 2 and 4, or 2 and 3
   View read, written;      // written.data is read where gradients of weights are made of it
   int64_t grid_h, grid_w;  // pixels of each map of `written`

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from i2ifast.models import Adam
 from i2ifast.nn import conv as convolutions
 from i2ifast.nn.conv import Conv2d, ConvTranspose2d, NarrowConv2d, halves
-from i2ifast.ops import conv3x3, conv4x4, conv_transpose4x4
+from i2ifast.ops import conv2d, conv3x3, conv_transpose2d
 
 
 @pytest.fixture(autouse=True)
@@ -121,15 +121,18 @@ def near(found: Tensor, exact: Tensor) -> None:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("size", [(2, 2), (3, 8), (9, 7), (40, 37)], ids=str)
 @pytest.mark.parametrize("padding", [0, 1, 2, 3])
-@pytest.mark.parametrize("stride", [1, 2])
-def test_4x4_in_float32(stride: int, padding: int, size: tuple[int, int], layout: torch.memory_format) -> None:
+@pytest.mark.parametrize(("kernel", "stride"), [(4, 1), (4, 2), (3, 2)])
+def test_small_kernels_in_float32(
+    kernel: int, stride: int, padding: int, size: tuple[int, int], layout: torch.memory_format
+) -> None:
     """Channels that the CPU kernel takes, in all directions; and convolutions of stride 2 transposed."""
-    if min(size) + 2 * padding < 4:
-        with pytest.raises(ValueError, match=f"with padding {padding} no 4x4 window fits"):
-            conv4x4(torch.zeros(1, 64, *size), torch.zeros(64, 64, 4, 4), None, stride, padding)
+    shape = (128, 64, kernel, kernel)
+    if min(size) + 2 * padding < kernel:
+        with pytest.raises(ValueError, match=f"with padding {padding} no window of {kernel} fits"):
+            conv2d(torch.zeros(1, 64, *size), torch.zeros(shape), None, stride, padding)
         return
     g = torch.Generator().manual_seed(0)
-    tensors = [torch.randn(shape, generator=g).to(memory_format=layout) for shape in [(2, 64, *size), (128, 64, 4, 4)]]
+    tensors = [torch.randn(of, generator=g).to(memory_format=layout) for of in [(2, 64, *size), shape]]
     tensors = [*tensors, torch.randn(128, generator=g)]
     exact = [t.double() for t in tensors]
 
@@ -139,55 +142,65 @@ def test_4x4_in_float32(stride: int, padding: int, size: tuple[int, int], layout
         seed = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
         return [y, *torch.autograd.grad(y, leaves, seed)]
 
-    expected = all_of(nn.functional.conv2d, exact)
-    for found, truth in zip(all_of(conv4x4, tensors), expected, strict=True):
+    for found, truth in zip(all_of(conv2d, tensors), all_of(nn.functional.conv2d, exact), strict=True):
         near(found, truth)
-    if stride == 2 and min(size) >= padding:
-        weight, bias = tensors[1].transpose(0, 1).contiguous(memory_format=layout), tensors[2]
-        y = conv_transpose4x4(tensors[0], weight, bias, padding)
-        near(y, nn.functional.conv_transpose2d(exact[0], weight.double(), bias.double(), 2, padding))
+    for more in (0, 1):
+        if stride == 2 and 2 * min(size) - 2 + kernel > 2 * padding:
+            weight, bias = tensors[1].transpose(0, 1).contiguous(memory_format=layout), tensors[2]
+            y = conv_transpose2d(tensors[0], weight, bias, padding, (more, 0))
+            options = {"stride": 2, "padding": padding, "output_padding": (more, 0)}
+            near(y, nn.functional.conv_transpose2d(exact[0], weight.double(), bias.double(), **options))
 
 
 LAYERS = {
-    "strided": (Conv2d, nn.Conv2d, {"stride": 2, "padding": 1}),
-    "flat": (Conv2d, nn.Conv2d, {"stride": 1, "padding": 2, "bias": False}),
-    "reflecting": (Conv2d, nn.Conv2d, {"stride": 2, "padding": 1, "padding_mode": "reflect"}),
-    "transposed": (ConvTranspose2d, nn.ConvTranspose2d, {"stride": 2, "padding": 1}),
+    "strided": (Conv2d, nn.Conv2d, {"kernel_size": 4, "stride": 2, "padding": 1}),
+    "strided 3x3": (Conv2d, nn.Conv2d, {"kernel_size": 3, "stride": 2, "padding": 1}),
+    "flat": (Conv2d, nn.Conv2d, {"kernel_size": 4, "padding": 2, "bias": False}),
+    "reflecting": (Conv2d, nn.Conv2d, {"kernel_size": 4, "stride": 2, "padding": 1, "padding_mode": "reflect"}),
+    "transposed": (ConvTranspose2d, nn.ConvTranspose2d, {"kernel_size": 4, "stride": 2, "padding": 1}),
+    "transposed 3x3": (
+        ConvTranspose2d,
+        nn.ConvTranspose2d,
+        {"kernel_size": 3, "stride": 2, "padding": 1, "output_padding": 1},
+    ),
 }
 
 
 @pytest.mark.parametrize(("ours", "plain", "options"), LAYERS.values(), ids=LAYERS)
-def test_layers_of_4x4(ours: type, plain: type, options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_of_small_kernels(ours: type, plain: type, options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    conv, expected = ours(64, 64, 4, **options), plain(64, 64, 4, **options).double()
+    conv, expected = ours(64, 64, **options), plain(64, 64, **options).double()
     expected.load_state_dict(conv.state_dict())
     x = torch.randn(2, 64, 13, 10)
-    taken = "conv_transpose4x4" if plain is nn.ConvTranspose2d else "conv4x4"
+    taken = "conv_transpose2d" if plain is nn.ConvTranspose2d else "conv2d"
     called, function = [], getattr(convolutions, taken)
     monkeypatch.setattr(convolutions, taken, lambda *args: called.append(taken) or function(*args))
     near(conv(x), expected(x.double()))
-    assert bool(called) == convolutions.is_4x4(conv)
+    assert bool(called) == convolutions.fits_conv2d(conv)
     with torch.autocast("cpu", torch.bfloat16):
         assert conv(x).dtype is torch.bfloat16
-    assert not convolutions.is_4x4(ours(64, 64, 4, **options | {"dilation": 2}))
-    assert not convolutions.is_4x4(ours(60, 60, 4, **options)) and not convolutions.is_4x4(conv.double())
+    assert not convolutions.fits_conv2d(ours(64, 64, **options | {"dilation": 2}))
+    assert not convolutions.fits_conv2d(ours(60, 60, **options)) and not convolutions.fits_conv2d(conv.double())
 
 
-def test_4x4_of_second_order() -> None:
+def test_second_order_of_small_kernels() -> None:
     g = torch.Generator().manual_seed(0)
-    x, weight = torch.randn(2, 2, 5, 6, generator=g).double(), torch.randn(3, 2, 4, 4, generator=g).double()
-    bias, turned = torch.randn(3, generator=g).double(), torch.randn(2, 3, 4, 4, generator=g).double()
-    for function, values in ((conv4x4, (x, weight, bias)), (conv_transpose4x4, (x, turned, bias))):
-        assert torch.autograd.gradgradcheck(function, [t.clone().requires_grad_() for t in values])
+    for kernel in (3, 4):
+        x, bias = torch.randn(2, 2, 5, 6, generator=g).double(), torch.randn(3, generator=g).double()
+        weight = torch.randn(3, 2, kernel, kernel, generator=g).double()
+        for function, values in ((conv2d, (x, weight, bias)), (conv_transpose2d, (x, weight.transpose(0, 1), bias))):
+            assert torch.autograd.gradgradcheck(function, [t.clone().requires_grad_() for t in values])
 
 
-def test_4x4_errors_name_value_and_limit() -> None:
+def test_errors_of_small_kernels_name_value_and_limit() -> None:
     x, weight = torch.zeros(1, 3, 8, 8), torch.zeros(5, 3, 4, 4)
     with pytest.raises(ValueError, match=r"weight has shape \[5, 2, 4, 4\], expected \[O, 3, 4, 4\]"):
-        conv4x4(x, torch.zeros(5, 2, 4, 4))
+        conv2d(x, torch.zeros(5, 2, 4, 4))
     with pytest.raises(ValueError, match=r"weight has shape \[5, 3, 4, 4\], expected \[3, O, 4, 4\]"):
-        conv_transpose4x4(x, weight)
-    with pytest.raises(ValueError, match="stride 3 and padding 1: expected stride 1 or 2 and padding 0 to 3"):
-        conv4x4(x, weight, stride=3)
+        conv_transpose2d(x, weight)
+    with pytest.raises(ValueError, match="kernel 3, stride 1 and padding 1: expected kernel 4 and stride 1 or 2, or 3"):
+        conv2d(x, torch.zeros(5, 3, 3, 3), stride=1)
     with pytest.raises(ValueError, match="padding 3 leaves nothing of what it becomes"):
-        conv_transpose4x4(x[..., :2, :2], weight.transpose(0, 1), None, 3)
+        conv_transpose2d(x[..., :2, :2], weight.transpose(0, 1), None, 3)
+    with pytest.raises(ValueError, match=r"output_padding \(2, 0\): expected 0 or 1"):
+        conv_transpose2d(x, weight.transpose(0, 1), None, 1, (2, 0))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils.spectral_norm import SpectralNorm as TorchSpectralNorm
 
-from ..nn.conv import Conv2d, ConvTranspose2d, is_3x3, is_4x4
+from ..nn.conv import Conv2d, ConvTranspose2d, fits_conv2d, is_3x3
 from ..nn.spade import SPADE
 from ..nn.spectral import SpectralNorm, adopt, release
 from ._change import Changed, change, difference, replace, restored
@@ -44,8 +44,8 @@ def accelerate(model: nn.Module) -> nn.Module:
     - Layers with the parameters and formula of MUNIT's layer norm and adaptive instance norm, ILN and AdaILN (U-GAT-IT,
       NICE-GAN), AdaIN of a style vector (StarGAN v2), FADE (TSIT) and CLADE's affine of classes, proved as above.
     - Hooks of torch.nn.utils.spectral_norm.
-    - 3x3 convolutions with stride 1 and padding 1; 4x4 ones with stride 1 or 2, transposed ones with stride 2, where
-      their numbers of channels are such that `ops.conv4x4` is fast.
+    - 3x3 convolutions with stride 1 and padding 1; 4x4 ones, and 3x3 and transposed ones of stride 2, where their
+      numbers of channels are such that `ops.conv2d` is fast.
 
     Outputs and gradients are the same up to summation order. A layer called in a way that its replacement does not know
     (keyword arguments, hooks on its children) runs its own forward. The model can be copied, pickled (loading it takes
@@ -63,7 +63,7 @@ def accelerate(model: nn.Module) -> nn.Module:
             change(module, FusedSequential)
             count["instance norms with activation"] += pairs[0]
             count["upsamplings with convolution"] += pairs[1]
-        elif type(module) in CONVOLUTIONS and (is_4x4(module) or (type(module) is nn.Conv2d and is_3x3(module))):
+        elif type(module) in CONVOLUTIONS and (fits_conv2d(module) or (type(module) is nn.Conv2d and is_3x3(module))):
             change(module, CONVOLUTIONS[type(module)])
             count["convolutions"] += 1
         else:
@@ -103,13 +103,13 @@ def _changeable(module: nn.Module) -> bool:
 
 
 class _Conv2d(Changed):
-    """3x3 and 4x4 convolutions through ops.conv3x3 and ops.conv4x4."""
+    """Convolutions through ops.conv3x3 and ops.conv2d."""
 
     _conv_forward = Conv2d._conv_forward
 
 
 class _ConvTranspose2d(Changed):
-    """4x4 transposed convolutions through ops.conv_transpose4x4."""
+    """Transposed convolutions through ops.conv_transpose2d."""
 
     forward = ConvTranspose2d.forward
 

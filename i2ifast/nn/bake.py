@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 
+from ..ops.conv2d import conv2d
 from ..ops.conv3x3 import PackedConv3x3, fast
-from ..ops.conv4x4 import conv4x4
-from .conv import Conv2d, is_3x3, is_4x4
+from .conv import Conv2d, fits_conv2d, is_3x3
 
 
 def is_winograd(conv: nn.Conv2d) -> bool:
@@ -19,8 +19,8 @@ def is_winograd(conv: nn.Conv2d) -> bool:
 class PackedConv2d(nn.Module):
     """A convolution whose weight lies as its kernel wants it, instead of being laid out in every forward.
 
-    3x3 convolutions take the kernel of ops.conv3x3 where it applies, 4x4 ones that of ops.conv4x4, which reads the
-    weight as it is, and others oneDNN's.
+    3x3 convolutions take the kernel of ops.conv3x3 where it applies, strided and 4x4 ones that of ops.conv2d, which
+    reads the weight as it is, and others oneDNN's.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -29,7 +29,7 @@ class PackedConv2d(nn.Module):
         self.weight = conv.weight.detach()
         self.geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
         self.winograd = PackedConv3x3(self.weight, self.bias, conv.padding_mode) if is_winograd(conv) else None
-        self.four = (conv.stride[0], conv.padding[0]) if is_4x4(conv) else None
+        self.strided = (conv.stride[0], conv.padding[0]) if fits_conv2d(conv) else None
         self.packed: Tensor | None = None
 
     @staticmethod
@@ -52,8 +52,8 @@ class PackedConv2d(nn.Module):
             raise RuntimeError("a baked network has no gradients: call it under torch.no_grad(), or the original")
         if self.winograd is not None:
             return self.winograd(x)
-        if self.four is not None:
-            return conv4x4(x, self.weight, self.bias, *self.four)
+        if self.strided is not None:
+            return conv2d(x, self.weight, self.bias, *self.strided)
         if self.packed is None:  # the best layout depends on the input's size; any later size works as well
             self.packed = torch._C._nn.mkldnn_reorder_conv2d_weight(
                 self.weight.to_mkldnn(), *self.geometry, list(x.shape)

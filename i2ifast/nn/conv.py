@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from .. import _backend
 from ..ops import _winograd
+from ..ops.conv2d import conv2d, conv_transpose2d
 from ..ops.conv3x3 import PADDINGS, conv3x3, fast
-from ..ops.conv4x4 import conv4x4, conv_transpose4x4
 
 WORTH = 1e8  # products of a convolution of stride 2 from which on copies for the gradient of its weight pay
 
@@ -20,17 +20,16 @@ def is_3x3(conv: nn.Conv2d) -> bool:
     return shape == ((3, 3), (1, 1), (1, 1), (1, 1)) and conv.groups == 1 and conv.padding_mode in PADDINGS
 
 
-def is_4x4(conv: nn.Conv2d | nn.ConvTranspose2d) -> bool:
-    """Whether it is what ops.conv4x4 (conv_transpose4x4) computes, fast for its channels."""
-    shape, padding = (conv.kernel_size, conv.dilation, conv.groups), conv.padding
-    if shape != ((4, 4), (1, 1), 1) or isinstance(padding, str) or padding[0] != padding[1] or padding[0] > 3:
+def fits_conv2d(conv: nn.Conv2d | nn.ConvTranspose2d) -> bool:
+    """Whether it is what ops.conv2d (conv_transpose2d) computes, fast for its channels."""
+    sides, padding = (*conv.kernel_size, *conv.stride), conv.padding
+    if conv.dilation != (1, 1) or conv.groups != 1 or isinstance(padding, str) or padding[0] != padding[1]:
         return False
     if isinstance(conv, nn.ConvTranspose2d):
-        fits = conv.stride == (2, 2) and conv.output_padding == (0, 0)
-        read, written = conv.in_channels, 4 * conv.out_channels
+        fits, written = sides in ((3, 3, 2, 2), (4, 4, 2, 2)) and max(conv.output_padding) <= 1, 4 * conv.out_channels
     else:
-        fits, read, written = conv.stride in ((1, 1), (2, 2)), conv.in_channels, conv.out_channels
-    return fits and _winograd.fast(conv.weight, read, written)
+        fits, written = sides in ((3, 3, 2, 2), (4, 4, 1, 1), (4, 4, 2, 2)), conv.out_channels
+    return fits and padding[0] <= 3 and _winograd.fast(conv.weight, conv.in_channels, written)
 
 
 def _takes(conv: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> bool:
@@ -46,10 +45,10 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def convolve4x4(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """conv2d with a 4x4 kernel, stride 2 and zero padding 1, which halves the size: through `ops.conv4x4`."""
+    """conv2d with a 4x4 kernel, stride 2 and zero padding 1, which halves the size: through `ops.conv2d`."""
     if x.dtype is not weight.dtype or torch.is_autocast_enabled(x.device.type):
         return F.conv2d(x, weight, bias, 2, 1)
-    return conv4x4(x, weight, bias)
+    return conv2d(x, weight, bias)
 
 
 class _ByPlanes(torch.autograd.Function):
@@ -97,32 +96,30 @@ def halves(conv: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> bool:
 
 
 class Conv2d(nn.Conv2d):
-    """torch.nn.Conv2d, with 3x3 convolutions of float32 images through `ops.conv3x3`, a faster backward of such of
-    stride 2, and 4x4 ones through `ops.conv4x4`."""
+    """torch.nn.Conv2d, with 3x3 convolutions of float32 images through `ops.conv3x3`, such of stride 2 and 4x4 ones
+    through `ops.conv2d`, or with a faster backward."""
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if halves(self, x):
-            padding = self.padding
-            if self.padding_mode != "zeros":
-                x, padding = F.pad(x, self._reversed_padding_repeated_twice, self.padding_mode), (0, 0)
-            return _ByPlanes.apply(x, weight, bias, self.stride, padding, self.dilation, False, (0, 0), 1)
-        if _takes(self, x) and is_4x4(self):
-            padding = self.padding[0]
-            if self.padding_mode != "zeros":
-                x, padding = F.pad(x, self._reversed_padding_repeated_twice, self.padding_mode), 0
-            return conv4x4(x, weight, bias, self.stride[0], padding)
-        if not _takes(self, x) or not is_3x3(self):
+        takes, padding = _takes(self, x), self.padding
+        if takes and is_3x3(self):
+            return conv3x3(x, weight, bias, self.padding_mode)
+        fits = takes and fits_conv2d(self)
+        if not fits and not halves(self, x):
             return nn.Conv2d._conv_forward(self, x, weight, bias)
-        return conv3x3(x, weight, bias, self.padding_mode)
+        if self.padding_mode != "zeros":
+            x, padding = F.pad(x, self._reversed_padding_repeated_twice, self.padding_mode), (0, 0)
+        if fits:
+            return conv2d(x, weight, bias, self.stride[0], padding[0])
+        return _ByPlanes.apply(x, weight, bias, self.stride, padding, self.dilation, False, (0, 0), 1)
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
-    """torch.nn.ConvTranspose2d, with a faster backward of 3x3 kernels of stride 2, and 4x4 ones through
-    `ops.conv_transpose4x4`."""
+    """torch.nn.ConvTranspose2d, with 3x3 and 4x4 kernels of stride 2 through `ops.conv_transpose2d`, or with a faster
+    backward."""
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if output_size is None and _takes(self, x) and is_4x4(self):
-            return conv_transpose4x4(x, self.weight, self.bias, self.padding[0])
+        if output_size is None and _takes(self, x) and fits_conv2d(self):
+            return conv_transpose2d(x, self.weight, self.bias, self.padding[0], self.output_padding)
         if output_size is not None or not halves(self, x):
             return nn.ConvTranspose2d.forward(self, x, output_size)
         geometry = self.stride, self.padding, self.dilation, True, self.output_padding, 1

@@ -19,7 +19,7 @@ def downsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     """avg_pool2d(conv2d(x, weight, bias, padding=1), 2).
 
     x [N, C, H, W], weight [O, C, 3, 3], bias [O] -> [N, O, H // 2, W // 2]. Exact up to summation order, at borders
-    too. Of 36 products for a pixel of y and a pair of channels 16 are left, 7 as `conv4x4` computes them.
+    too. Of 36 products for a pixel of y and a pair of channels 16 are left, 7 as `conv2d` computes them.
     """
     if tuple(weight.shape[2:]) != (3, 3):
         raise ValueError(f"weight has shape {list(weight.shape)}, expected [O, C, 3, 3]")

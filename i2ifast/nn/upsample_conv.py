@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import _backend
-from ..ops import conv_transpose4x4
+from ..ops import conv_transpose2d
 from ..ops._winograd import fast
 from ..ops.conv3x3 import PADDINGS, PackedConv3x3, conv3x3
 from .downsample_conv import widened
@@ -68,7 +68,7 @@ def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, paddi
 
     x [N, C, H, W], weight [O, C, k, k] with k 3 or 5, bias [O] -> [N, O, 2 H, 2 W]; padding_mode 'zeros', 'replicate'
     or 'reflect'. Exact up to summation order, at borders too. Of 36 (100 for k = 5) products for a pixel of x and a
-    pair of channels 16 (36) are left, 7 (16) as `conv_transpose4x4` (`conv3x3`) computes them.
+    pair of channels 16 (36) are left, 7 (16) as `conv_transpose2d` (`conv3x3`) computes them.
     """
     kernel = weight.size(-1)
     if kernel not in (3, 5) or weight.size(-2) != kernel:
@@ -86,8 +86,8 @@ def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, paddi
 def _transposed(x: Tensor, weight: Tensor, bias: Tensor | None, padding_mode: str) -> Tensor:
     """With weight [O, C, 4, 4]. One upsampled pixel of reflection is the outermost one repeated."""
     if padding_mode == "zeros":
-        return conv_transpose4x4(x, weight.transpose(0, 1), bias)
-    return conv_transpose4x4(F.pad(x, (1, 1, 1, 1), "replicate"), weight.transpose(0, 1), bias, 3)
+        return conv_transpose2d(x, weight.transpose(0, 1), bias)
+    return conv_transpose2d(F.pad(x, (1, 1, 1, 1), "replicate"), weight.transpose(0, 1), bias, 3)
 
 
 def _small(weight: Tensor, bias: Tensor | None, padding_mode: str) -> tuple[Tensor, Tensor | None, str]:

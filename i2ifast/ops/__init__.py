@@ -3,8 +3,8 @@
 from ._panoptic import PanopticSources, PanopticWindows, panoptic_sources, panoptic_windows
 from .bias_act import bias_act
 from .channel_pool import channel_pool
+from .conv2d import conv2d, conv_transpose2d
 from .conv3x3 import PackedConv3x3, conv3x3
-from .conv4x4 import conv4x4, conv_transpose4x4
 from .dynamic_conv import dynamic_conv
 from .feature_matching import feature_matching
 from .gather_sum import gather_sum
@@ -36,8 +36,8 @@ __all__ = [
     "bias_act",
     "channel_pool",
     "conv3x3",
-    "conv4x4",
-    "conv_transpose4x4",
+    "conv2d",
+    "conv_transpose2d",
     "dynamic_conv",
     "feature_matching",
     "fixed_statistics",

@@ -40,19 +40,19 @@ def _conv(padding: str) -> Case:
     )
 
 
-def _conv4x4(stride: int, padding: int) -> Case:
+def _conv2d(kernel: int, stride: int, padding: int) -> Case:
     """Of small maps the padding is as large as leaves a window."""
 
     def inputs(shape, g):
-        return {**_conv_inputs(shape, g), "weight": 0.2 * normal(g, 64, shape[1], 4, 4)}
+        return {**_conv_inputs(shape, g), "weight": 0.2 * normal(g, 64, shape[1], kernel, kernel)}
 
     def possible(x):
-        return padding if min(x.shape[2:]) + 2 * padding >= 4 else 2
+        return padding if min(x.shape[2:]) + 2 * padding >= kernel else 2
 
     return Case(
-        f"conv4x4-{stride}-{padding}",
+        f"conv2d-{kernel}-{stride}-{padding}",
         inputs,
-        lambda x, weight, bias: ops.conv4x4(x, weight, bias, stride, possible(x)),
+        lambda x, weight, bias: ops.conv2d(x, weight, bias, stride, possible(x)),
         lambda x, weight, bias: F.conv2d(x, weight, bias, stride, possible(x)),
     )
 
@@ -91,12 +91,13 @@ CASES = [
     Case("conv3x3", _conv_inputs, ops.conv3x3, lambda x, weight, bias: F.conv2d(x, weight, bias, padding=1)),
     _conv("replicate"),
     _conv("reflect"),
-    _conv4x4(1, 2),
-    _conv4x4(2, 1),
+    _conv2d(4, 1, 2),
+    _conv2d(4, 2, 1),
+    _conv2d(3, 2, 1),
     Case(
-        "conv_transpose4x4",
+        "conv_transpose2d",
         _transposed_inputs,
-        ops.conv_transpose4x4,
+        ops.conv_transpose2d,
         lambda x, weight, bias: F.conv_transpose2d(x, weight, bias, 2, 1),
     ),
     Case("linear", _linear_inputs, ops.linear, F.linear),
