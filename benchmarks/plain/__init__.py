@@ -93,6 +93,7 @@ FUNCTIONS: dict[Callable, Callable] = {
     _backend.fast: lambda: False,
     _norm.statistics_of: norms.statistics_of,
     conv.convolve: convs.convolve,
+    conv.halved: convs.halved,
     correspondence.attend: convs.attend,
     downsample_conv.downsample_conv2d: convs.downsample_conv2d,
     instance.adain: norms.adain,

@@ -24,6 +24,10 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.conv2d(x, weight, bias, padding=weight.size(-1) // 2)
 
 
+def halved(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int = 1) -> Tensor:
+    return F.conv2d(x, weight, bias, 2, padding)
+
+
 def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, padding_mode: str = "zeros") -> Tensor:
     x, side = F.interpolate(x, scale_factor=2), weight.size(-1) // 2
     if padding_mode == "zeros":

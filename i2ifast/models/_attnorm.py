@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i2ifast.nn import AttentiveNorm, upsample_conv2d
-from i2ifast.nn.conv import convolve
+from i2ifast.nn.conv import convolve, halved
 
 
 class SameConv2d(nn.Conv2d):
@@ -25,6 +25,8 @@ class SameConv2d(nn.Conv2d):
         for size in (x.size(3), x.size(2)):
             total = max(0, (-(-size // s) - 1) * s + d * (k - 1) + 1 - size)
             sides += [total // 2, total - total // 2]
+        if s == 2 and d == 1 and k in (3, 4):
+            return halved(F.pad(x, sides), self.weight, self.bias, padding=0)
         if sides[0] == sides[1] and sides[2] == sides[3]:
             return F.conv2d(x, self.weight, self.bias, self.stride, (sides[2], sides[0]), self.dilation)
         return F.conv2d(F.pad(x, sides), self.weight, self.bias, self.stride, 0, self.dilation)

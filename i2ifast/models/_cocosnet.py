@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from i2ifast.nn import InstanceNormAct, SelfAttention, spectral_norm
 from i2ifast.nn.cocosnet import ReflectedSPADEResnetBlock, reflected
+from i2ifast.nn.conv import Conv2d
 from i2ifast.nn.correspondence import at_positions, attend, match_features, positions
 from i2ifast.nn.instance import instance_norm_act
 
@@ -21,7 +22,7 @@ def spectral(conv: nn.Module, norm: str) -> nn.Module:
 
 
 def normed(fin: int, fout: int, kernel: int, stride: int, norm: str, act: str | float) -> nn.Sequential:
-    conv = spectral(nn.Conv2d(fin, fout, kernel, stride, 1, bias=False), norm)
+    conv = spectral(Conv2d(fin, fout, kernel, stride, 1, bias=False), norm)
     return nn.Sequential(conv, InstanceNormAct(fout, act))
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i2ifast.nn import BatchNormAct
-from i2ifast.nn.conv import Conv2d, ConvTranspose2d
+from i2ifast.nn.conv import Conv2d, ConvTranspose2d, convolve
 from i2ifast.nn.instance import instance_statistics
 from i2ifast.ops import modulate_style
 from i2ifast.ops.spectral_weight import spectral_weight
@@ -231,11 +231,12 @@ class Generator2D(nn.Module):
 
 
 class Spectral(nn.Module):
-    """A convolution or linear layer of weight_bar / its largest singular value, which every forward estimates anew."""
+    """A convolution that keeps the size, or a linear layer, of weight_bar / its largest singular value, which every
+    forward estimates anew."""
 
     def __init__(self, layer: nn.Conv2d | nn.Linear) -> None:
         super().__init__()
-        self.geometry = (layer.stride, layer.padding) if isinstance(layer, nn.Conv2d) else ()
+        self.convolves = isinstance(layer, nn.Conv2d)
         self.bias, self.weight_bar = layer.bias, layer.weight
         rows, columns = layer.weight.flatten(1).shape
         self.register_buffer("weight_u", F.normalize(torch.randn(rows), dim=0))
@@ -245,8 +246,7 @@ class Spectral(nn.Module):
         weight, u, v, _ = spectral_weight(self.weight_bar, self.weight_u, self.weight_v, 1, 1e-12)
         self.weight_u.copy_(u)
         self.weight_v.copy_(v)
-        function = F.conv2d if self.geometry else F.linear
-        return function(x, weight, self.bias, *self.geometry)
+        return (convolve if self.convolves else F.linear)(x, weight, self.bias)
 
 
 def named(module: nn.Module) -> nn.ModuleDict:

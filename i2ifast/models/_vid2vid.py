@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from i2ifast.nn import BatchNormAct, TrackedInstanceNormAct
-from i2ifast.nn.conv import Conv2d, ValidConv2d
+from i2ifast.nn.conv import Conv2d, ConvTranspose2d, ValidConv2d
 from i2ifast.nn.flow import resample2d
 
 if TYPE_CHECKING:
@@ -39,14 +39,14 @@ class ResnetBlock(nn.Module):
 def encoder(fin: int, width: int, steps: int, norm: type[nn.Module]) -> list[nn.Module]:
     layers = [nn.ReflectionPad2d(3), nn.Conv2d(fin, width, 7), norm(width), nn.Identity()]
     for i in range(steps):
-        layers += [nn.Conv2d(width << i, width << i + 1, 3, 2, 1), norm(width << i + 1), nn.Identity()]
+        layers += [Conv2d(width << i, width << i + 1, 3, 2, 1), norm(width << i + 1), nn.Identity()]
     return layers
 
 
 def decoder(width: int, steps: int, norm: type[nn.Module]) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for i in reversed(range(steps)):
-        conv = nn.ConvTranspose2d(width << i + 1, width << i, 3, 2, 1, output_padding=1)
+        conv = ConvTranspose2d(width << i + 1, width << i, 3, 2, 1, output_padding=1)
         layers += [conv, norm(width << i), nn.Identity()]
     return layers
 

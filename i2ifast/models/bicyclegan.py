@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from i2ifast.nn import DownsampleConv2d
 from i2ifast.nn.conv import Conv2d
 
 from . import _system
@@ -175,23 +176,12 @@ class InputCodedGenerator(UnetGenerator):
         return super().forward(torch.cat([images, tiled(z, images)], 1))
 
 
-class PooledConv2d(nn.Conv2d):
-    """The mean over 2x2 pixels of a 3x3 convolution, as one 4x4 convolution of stride 2."""
-
-    def __init__(self, fin: int, fout: int) -> None:
-        super().__init__(fin, fout, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = F.avg_pool2d(F.pad(self.weight, (1, 1, 1, 1)), 2, 1)
-        return F.conv2d(x, weight, self.bias, 2, 1)
-
-
 class EncoderBlock(nn.Module):
     """Two convolutions behind norms and activations, and one of a pixel beside them, to half the size."""
 
     def __init__(self, fin: int, fout: int, norm: Norm) -> None:
         super().__init__()
-        first, second = nn.Conv2d(fin, fin, 3, padding=1), nn.Sequential(PooledConv2d(fin, fout))
+        first, second = Conv2d(fin, fin, 3, padding=1), nn.Sequential(DownsampleConv2d(fin, fout))
         self.conv = sequence([norm_act(norm, fin, 0.2), None, first, norm_act(norm, fin, 0.2), None, second])
         self.shortcut = sequence([nn.AvgPool2d(2), nn.Conv2d(fin, fout, 1)])
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i2ifast.nn import BatchNormAct, DepthsepCCBlock, InstanceNormAct, label_conv2d, spectral_norm
+from i2ifast.nn.conv import Conv2d
 
 from . import spade
 from ._losses import feature_matching
@@ -71,10 +72,10 @@ class CondConvGenerator(nn.Module):
             self.fc = LabelConv2d(config.semantic_nc, 16 * nf, 3, padding=1)
         self.labelenc1 = encoder(LabelConv2d(config.semantic_nc, nf, 3, padding=1, bias=False))
         for k in range(2, depth + 2):
-            self.add_module(f"labelenc{k}", encoder(nn.Conv2d(nf, nf, 3, 2, 1, bias=False)))
+            self.add_module(f"labelenc{k}", encoder(Conv2d(nf, nf, 3, 2, 1, bias=False)))
         for k in range(1, depth + 1):
             self.add_module(f"labellat{k}", encoder(nn.Conv2d(nf, nf, 1, bias=False)))
-            self.add_module(f"labeldec{k}", encoder(nn.Conv2d(nf, nf, 3, padding=1, bias=False)))
+            self.add_module(f"labeldec{k}", encoder(Conv2d(nf, nf, 3, padding=1, bias=False)))
         names = ("head_0", "G_middle_0", "G_middle_1", "up_0", "up_1", "up_2", "up_3")
         widths = [nf << k for k in (4, 4, 4, 4, 3, 2, 1, 0)]
         for name, (fin, fout) in zip(names, pairwise(widths), strict=True):
@@ -132,11 +133,11 @@ class FPSEDiscriminator(nn.Module):
         nf = config.ndf
         widths = [3, nf, 2 * nf, 4 * nf, 8 * nf, 8 * nf]
         for k, (fin, fout) in enumerate(pairwise(widths), 1):
-            self.add_module(f"enc{k}", normalised(nn.Conv2d(fin, fout, 3, 2, 1, bias=False)))
+            self.add_module(f"enc{k}", normalised(Conv2d(fin, fout, 3, 2, 1, bias=False)))
         for k in range(2, 6):
             self.add_module(f"lat{k}", normalised(nn.Conv2d(widths[k], 4 * nf, 1, bias=False)))
         for k in range(2, 5):
-            self.add_module(f"final{k}", normalised(nn.Conv2d(4 * nf, 2 * nf, 3, padding=1, bias=False)))
+            self.add_module(f"final{k}", normalised(Conv2d(4 * nf, 2 * nf, 3, padding=1, bias=False)))
         self.tf = nn.Conv2d(2 * nf, 1, 1)
         self.seg = nn.Conv2d(2 * nf, 2 * nf, 1)
         self.embedding = nn.Conv2d(config.semantic_nc, 2 * nf, 1)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i2ifast.nn import BatchNormAct
-from i2ifast.nn.conv import ConvTranspose2d
+from i2ifast.nn.conv import Conv2d, ConvTranspose2d
 
 from . import _system
 from ._blocks import numbered, reset, with_channels
@@ -70,7 +70,7 @@ class VAE(nn.Module):
         width = config.encoder_width
         layers, fin = {}, 1
         for i, (fout, stride) in enumerate(((width, 2), (2 * width, 2), (2 * width, 1))):
-            layers |= {3 * i: nn.Conv2d(fin, fout, 3, stride, 1), 3 * i + 1: BatchNormAct(fout, 0.2)}
+            layers |= {3 * i: Conv2d(fin, fout, 3, stride, 1), 3 * i + 1: BatchNormAct(fout, 0.2)}
             layers[3 * i + 1].momentum = 1 - (1 - 0.1) ** 2
             fin = fout
         self.encoder_conv = numbered(layers)
@@ -98,7 +98,7 @@ class Judge(nn.Module):
         width = config.judge_width
         layers = []
         for fin, fout in ((1, width), (width, 2 * width)):
-            layers += [nn.Conv2d(fin, fout, 3, padding=1), nn.LeakyReLU(0.2, inplace=True), nn.MaxPool2d(2)]
+            layers += [Conv2d(fin, fout, 3, padding=1), nn.LeakyReLU(0.2, inplace=True), nn.MaxPool2d(2)]
         self.dis = nn.Sequential(*layers)
         first = nn.Linear(2 * width * (SIZE // 4) ** 2, config.judge_features)
         self.fc = nn.Sequential(first, nn.LeakyReLU(0.2, inplace=True), nn.Linear(config.judge_features, outputs))

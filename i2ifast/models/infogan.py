@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i2ifast.nn import BatchNormAct, UpsampleConv2d
+from i2ifast.nn.conv import Conv2d
 
 from . import _system
 from ._blocks import numbered, reset, with_channels
@@ -112,7 +113,7 @@ class Discriminator(nn.Module):
         fin, number, layers = config.channels, 0, {}
         for i in range(4):
             fout = config.ndf << i
-            layers |= {number: nn.Conv2d(fin, fout, 3, 2, 1), number + 1: nn.LeakyReLU(0.2, inplace=True)}
+            layers |= {number: Conv2d(fin, fout, 3, 2, 1), number + 1: nn.LeakyReLU(0.2, inplace=True)}
             layers[number + 2] = Dropout(rand) if config.dropout else nn.Identity()
             layers |= {number + 3: BatchNormAct(fout, "none", EPS)} if i else {}
             fin, number = fout, number + (4 if i else 3)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i2ifast.nn import InstanceNormAct, SEANResnetBlock
-from i2ifast.nn.conv import Conv2d
+from i2ifast.nn.conv import Conv2d, ConvTranspose2d
 from i2ifast.nn.sean import Noise, standard_normal
 from i2ifast.nn.styles import region_means
 
@@ -78,9 +78,9 @@ class Zencoder(nn.Module):
         self.model = nn.Sequential(
             nn.ReflectionPad2d(1),
             *normed(nn.Conv2d(3, nf, 3), nf),
-            *normed(nn.Conv2d(nf, 2 * nf, 3, 2, 1), 2 * nf),
-            *normed(nn.Conv2d(2 * nf, 4 * nf, 3, 2, 1), 4 * nf),
-            *normed(nn.ConvTranspose2d(4 * nf, 8 * nf, 3, 2, 1, 1), 8 * nf),
+            *normed(Conv2d(nf, 2 * nf, 3, 2, 1), 2 * nf),
+            *normed(Conv2d(2 * nf, 4 * nf, 3, 2, 1), 4 * nf),
+            *normed(ConvTranspose2d(4 * nf, 8 * nf, 3, 2, 1, 1), 8 * nf),
             nn.Identity(),
             ReflectConv2d(8 * nf, config.style_length),
             nn.Tanh(),

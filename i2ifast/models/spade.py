@@ -246,7 +246,7 @@ class ConvEncoder(nn.Module):
         super().__init__()
         nf = config.ngf
         for n, (fin, fout) in enumerate(pairwise([3, nf, 2 * nf, 4 * nf, 8 * nf, 8 * nf, 8 * nf]), 1):
-            conv = spectral_norm(nn.Conv2d(fin, fout, 3, 2, 1, bias=False))
+            conv = spectral_norm(Conv2d(fin, fout, 3, 2, 1, bias=False))
             self.add_module(f"layer{n}", nn.Sequential(conv, InstanceNormAct(fout, 0.2)))
         self.fc_mu = nn.Linear(8 * nf * 4 * 4, Z_DIM)
         self.fc_var = nn.Linear(8 * nf * 4 * 4, Z_DIM)

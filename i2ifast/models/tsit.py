@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from i2ifast.labels import LabelPlan
 from i2ifast.nn import FAdaIN, FADEResnetBlock, InstanceNormAct, spectral_norm
+from i2ifast.nn.conv import Conv2d
 
 from . import spade
 from ._blocks import pad_to
@@ -102,9 +103,9 @@ class StreamResnetBlock(nn.Module):
 
     def __init__(self, fin: int, fout: int, of_labels: bool = False) -> None:
         super().__init__()
-        conv = LabelConv2d if of_labels else nn.Conv2d
+        conv = LabelConv2d if of_labels else Conv2d
         self.conv_0 = spectral_norm(conv(fin, fin, 3, padding=1))
-        self.conv_1 = spectral_norm(nn.Conv2d(fin, fout, 3, padding=1))
+        self.conv_1 = spectral_norm(Conv2d(fin, fout, 3, padding=1))
         self.learned_shortcut = fin != fout
         if self.learned_shortcut:
             self.conv_s = spectral_norm(conv(fin, fout, 1, bias=False))

@@ -44,11 +44,11 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.conv2d(x, weight, bias, padding=weight.size(-1) // 2)
 
 
-def convolve4x4(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """conv2d with a 4x4 kernel, stride 2 and zero padding 1, which halves the size: through `ops.conv2d`."""
+def halved(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int = 1) -> Tensor:
+    """conv2d with stride 2 and zero padding, for 3x3 and 4x4 kernels: through `ops.conv2d`."""
     if x.dtype is not weight.dtype or torch.is_autocast_enabled(x.device.type):
-        return F.conv2d(x, weight, bias, 2, 1)
-    return conv2d(x, weight, bias)
+        return F.conv2d(x, weight, bias, 2, padding)
+    return conv2d(x, weight, bias, 2, padding)
 
 
 class _ByPlanes(torch.autograd.Function):

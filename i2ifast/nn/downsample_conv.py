@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from .conv import convolve4x4
+from .conv import halved
 
 POOLED = ((0.5, 0, 0), (0.5, 0.5, 0), (0, 0.5, 0.5), (0, 0, 0.5))  # of a line of three taps
 
@@ -23,7 +23,7 @@ def downsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     """
     if tuple(weight.shape[2:]) != (3, 3):
         raise ValueError(f"weight has shape {list(weight.shape)}, expected [O, C, 3, 3]")
-    return convolve4x4(x, widened(weight, POOLED), bias)
+    return halved(x, widened(weight, POOLED), bias)
 
 
 class DownsampleConv2d(nn.Conv2d):

@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import _backend
 from .conv import Conv2d
 
 STAGES = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}  # convolutions between poolings
@@ -73,7 +75,7 @@ class VGG(nn.Module):
         found = sorted(key.removesuffix(".weight") for key in state if re.fullmatch(r"conv\d_\d\.weight", key))
         for name in found:
             weight = state[f"{name}.weight"]
-            conv = Conv2d(weight.shape[1], weight.shape[0], 3, padding=1)
+            conv = FrozenConv2d(weight.shape[1], weight.shape[0], 3, padding=1)
             conv.load_state_dict({"weight": weight, "bias": state[f"{name}.bias"]})
             self.add_module(name, conv)
         self.order = [f"relu{name[4:]}" for name in found]
@@ -96,6 +98,14 @@ class VGG(nn.Module):
                 x = F.relu(self.get_submodule(f"conv{name[4:]}")(x), inplace=True)
             features[name] = x
         return [features[name] for name in self.layers]
+
+
+class FrozenConv2d(Conv2d):
+    """A convolution of a network that others trained: where the reference is asked for, torch's own."""
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        faster = super()._conv_forward if _backend.fast() else partial(nn.Conv2d._conv_forward, self)
+        return faster(x, weight, bias)
 
 
 class VGG19(nn.Module):
@@ -128,7 +138,7 @@ class VGG19(nn.Module):
         if i not in self.CONVS:
             return nn.ReLU(inplace=True)
         weight = state[f"{i}.weight"]
-        conv = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1)
+        conv = FrozenConv2d(weight.shape[1], weight.shape[0], 3, padding=1)
         conv.load_state_dict({"weight": weight, "bias": state[f"{i}.bias"]})
         return conv
 
@@ -160,7 +170,7 @@ class VGG16(nn.Module):
                 if f"{key}.weight" not in state:
                     raise ValueError(f"{path} is no VGG16: no layer {name} or features.{layer}")
                 weight = state[f"{key}.weight"]
-                conv = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1)
+                conv = FrozenConv2d(weight.shape[1], weight.shape[0], 3, padding=1)
                 conv.load_state_dict({"weight": weight, "bias": state[f"{key}.bias"]})
                 self.add_module(name, conv)
         self.requires_grad_(False)
