@@ -183,6 +183,17 @@ def test_layers_of_small_kernels(ours: type, plain: type, options: dict, monkeyp
     assert not convolutions.fits_conv2d(ours(60, 60, **options)) and not convolutions.fits_conv2d(conv.double())
 
 
+@pytest.mark.parametrize(("ours", "plain", "options"), LAYERS.values(), ids=LAYERS)
+def test_layers_of_small_kernels_compile(ours: type, plain: type, options: dict) -> None:
+    """In one graph, with gradients."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    conv, x = ours(64, 64, **options), torch.randn(1, 64, 9, 8)
+    compiled = torch.compile(conv, fullgraph=True, backend="aot_eager")
+    expected = torch.autograd.grad(conv(x).square().sum(), conv.weight)
+    torch.testing.assert_close(torch.autograd.grad(compiled(x).square().sum(), conv.weight), expected)
+
+
 def test_second_order_of_small_kernels() -> None:
     g = torch.Generator().manual_seed(0)
     for kernel in (3, 4):
