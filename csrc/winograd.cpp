@@ -48,7 +48,7 @@ Winograd params(const View& read, const View& written, const Tensor& weight, boo
   return p;
 }
 
-// Tiles done at a time.
+// Tiles done at a time. Sums over tiles are to be the same for any number of threads: these have 1.
 int64_t some_tiles(const Winograd& p, int64_t threads) {
   int64_t fit = kTransformed / (p.products() * p.depth()) / kTiles * kTiles;
   fit = fit < kFewest ? kFewest : fit > kMost ? kMost : fit;
@@ -100,7 +100,7 @@ void winograd_dweight(const Tensor& x, const Tensor& dy, int64_t stride, int64_t
   STD_TORCH_CHECK(dweight.stride(1) == 1, "dweight: expected channels_last");
   p.padding = static_cast<Padding>(padding);
   p.dweight = static_cast<float*>(output(dweight));
-  int64_t threads = torch::stable::get_num_threads(), all = p.all_tiles(), most = some_tiles(p, threads);
+  int64_t threads = torch::stable::get_num_threads(), all = p.all_tiles(), most = some_tiles(p, 1);
   auto v = scratch(p.products() * (most * p.row() + kSkew)), e = scratch(p.products() * p.blocks() * (most * kOutputs + kSkew));
   p.v = v.get(), p.e = e.get();
   p.parts = p.gradient_blocks() >= 2 * threads ? 1 : p.gradient_blocks() * 3 >= 2 * threads ? 3 : p.products();

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from test_models import batch_of, settled, tiny, unpaired_batch
 from torch import Tensor, nn
 from toy import assert_same
@@ -127,13 +126,6 @@ def test_bicyclegan_translates_with_any_code():
     torch.testing.assert_close(translated(b=batch["b"]), translated(z=start))
     assert not drawn and not translated(z=torch.lerp(start, end, 0.5)).equal(translated(z=start))
     assert translated().equal(translated(z=torch.zeros(2, 8))) and drawn == [(2, 8)]
-
-
-def test_pooled_convolution_is_the_mean_of_a_convolution():
-    conv = bicyclegan.PooledConv2d(3, 5).double()
-    for size in ((8, 6), (7, 9)):
-        x = torch.randn(2, 3, *size, dtype=torch.float64)
-        torch.testing.assert_close(conv(x), F.avg_pool2d(F.conv2d(x, conv.weight, conv.bias, padding=1), 2))
 
 
 def test_pix2pix_translates_as_it_trains():

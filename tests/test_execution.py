@@ -19,6 +19,7 @@ import i2ifast
 from i2ifast import labels, ops, use_backend
 from i2ifast._backend import missing
 from i2ifast.nn import SPADEResnetBlock, bake, label_conv2d
+from i2ifast.ops import _winograd
 from i2ifast.testing import CASES, Case, inputs
 
 CLASSES = 4
@@ -97,7 +98,7 @@ def test_250_repeats_are_bit_equal(case):
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
 # A convolution of sizes that no kernel is for is the library's, whose sums depend on the number of threads.
-@pytest.mark.parametrize("case", [c for c in CASES if not c.name.startswith("conv3x3")], ids=lambda c: c.name)
+@pytest.mark.parametrize("case", [c for c in CASES if not c.name.startswith("conv")], ids=lambda c: c.name)
 def test_any_number_of_threads_gives_the_same_bits(case, layout, threads):
     """With enough elements for several threads to share them."""
     tensors = inputs(case, (2, 24, 40, 31), torch.float32)
@@ -107,6 +108,26 @@ def test_any_number_of_threads_gives_the_same_bits(case, layout, threads):
     for count in (2, 3, 4, 2, 1):
         threads(count)
         assert same(run(case.ours, tensors), expected), f"{count} threads"
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (4, 1), (4, 2)])
+def test_convolutions_are_bit_equal_for_any_number_of_threads(kernel, stride, threads):
+    """Of channels that the CPU kernel takes; more tiles than are done at a time."""
+    x, weight = normal(2, 64, 61, 64), normal(64, 64, kernel, kernel, seed=1)
+    function = ops.conv2d if (kernel, stride) != (3, 1) else lambda x, weight, *_: ops.conv3x3(x, weight)
+
+    def once() -> list[Tensor]:
+        leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
+        y = function(*leaves, None, stride)
+        return [y.detach(), *torch.autograd.grad(y, leaves, normal(*y.shape, seed=2))]
+
+    if not _winograd.fast(x, 64, 64):
+        return
+    threads(1)
+    expected = once()
+    for count in (2, 3, 4, 16):
+        threads(count)
+        assert all(map(torch.equal, once(), expected)), f"{count} threads"
 
 
 def test_layers_are_bit_equal_for_any_number_of_threads(threads):

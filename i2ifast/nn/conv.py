@@ -101,9 +101,8 @@ class Conv2d(nn.Conv2d):
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         takes, padding = _takes(self, x), self.padding
-        # Where the library computes it, the library's choice of layout is the better one.
-        theirs = x.device.type == "cpu" and _backend.fast() and not fast(x, weight.size(1), weight.size(0))
-        if takes and is_3x3(self) and not (theirs and self.padding_mode == "zeros"):
+        # One channel has no layout that the result could have: torch finds the better one.
+        if takes and is_3x3(self) and x.size(1) > 1:
             return conv3x3(x, weight, bias, self.padding_mode)
         fits = takes and fits_conv2d(self)
         if not fits and not halves(self, x):
